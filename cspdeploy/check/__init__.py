@@ -1,0 +1,1 @@
+"""Proof and timing. Reads bundles; knows neither torch nor onnx."""

@@ -1,0 +1,41 @@
+"""Labelled accuracy of an artifact in a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from cspdeploy.core.datasets import LabelledImages
+from cspdeploy.core.metrics import top_k
+from cspdeploy.core.preprocess import normalise
+from cspdeploy.core.spec import Accuracy, Preprocess
+
+__all__ = ["measure_accuracy"]
+
+BATCH = 256
+
+
+def measure_accuracy(
+    compute: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]],
+    data: LabelledImages,
+    contract: Preprocess,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Accuracy:
+    """Top-1 and top-5 accuracy over all of `data`.
+
+    Args:
+        compute: `[N, 3, H, W]` float32 to logits `[N, C]`.
+    """
+    num_first = num_among_five = 0
+    for indices in data.batches(BATCH):
+        logits = compute(normalise(data.resized(indices, contract), contract))
+        hits = top_k(logits, 5) == data.classes[indices][:, None]  # type: ignore[arg-type]
+        num_first += int(hits[:, 0].sum())
+        num_among_five += int(hits.any(axis=1).sum())
+        progress(int(indices[-1]) + 1, len(data))
+    return Accuracy(
+        dataset=data.name, num_images=len(data), top1=num_first / len(data), top5=num_among_five / len(data)
+    )

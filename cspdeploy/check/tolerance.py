@@ -1,0 +1,31 @@
+"""How far an artifact may stray from the original, and why that far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cspdeploy.core.catalog import FP16_LIMIT, FP32_FLOOR, FP32_NOISE_FACTOR
+from cspdeploy.core.golden import Golden
+from cspdeploy.core.metrics import relative_l2
+
+__all__ = ["Tolerance", "noise_floor", "tolerance_for"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """Limit of the relative L2 distance to the FP64 reference, with its reason."""
+
+    rel_l2: float
+    why: str
+
+
+def noise_floor(golden: Golden) -> float:
+    """Relative L2 between the eager FP32 and FP64 outputs: what float32 alone does to this network."""
+    return max(relative_l2(golden.output_fp32, golden.output_fp64), FP32_FLOOR)
+
+
+def tolerance_for(precision: str, floor: float) -> Tolerance:
+    """The limit for artifacts of `precision` on a network whose noise floor is `floor`."""
+    if precision == "fp32":
+        return Tolerance(rel_l2=FP32_NOISE_FACTOR * floor, why=f"{FP32_NOISE_FACTOR:g} x the noise floor {floor:.1e}")
+    return Tolerance(rel_l2=FP16_LIMIT, why="FP16 rounds each of about 170 nodes by up to 4.9e-4")

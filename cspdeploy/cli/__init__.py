@@ -1,0 +1,1 @@
+"""The command line. Parses, calls a stage, renders; each command imports its stage in its own body."""

@@ -1,0 +1,116 @@
+"""Commands that make things: train, export."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cspdeploy.cli.check import finish_verify
+from cspdeploy.cli.render import print_json, print_renderable, progress_bar
+from cspdeploy.core.errors import InputError
+
+__all__ = ["register"]
+
+Models = Annotated[Path, typer.Option("--models", help="Folder of model folders.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    app.command()(export)
+    app.command()(train)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """"256" or "256x192" (height x width) to pixels.
+
+    Raises:
+        InputError: anything else, or a side outside 16 to 4096.
+    """
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise InputError(f"--size {text}: expected H or HxW in pixels", fix="--size 256")
+    height_px, width_px = int(parts[0]), int(parts[-1])
+    if not (16 <= height_px <= 4096 and 16 <= width_px <= 4096):
+        raise InputError(f"--size {text}: expected 16 to 4096 px a side", fix="--size 256")
+    return height_px, width_px
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A network of 'cspdeploy list', a folder below models/, or its path.")],
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also write an FP16 ONNX file.")] = False,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Weights file, or 'random' for an UNTRAINED export.")
+    ] = None,
+    calib: Annotated[
+        Path | None, typer.Option("--calib", help="Folder of real images to prove the export on.")
+    ] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Input size in pixels, H or HxW.")] = None,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch of the ONNX files free.")] = False,
+    opset: Annotated[int, typer.Option("--opset", help="ONNX opset, 13 to 20.")] = 18,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder that the bundle goes into.")] = Path("exported"),
+    models: Models = Path("models"),
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Verify the bundle after writing it.")] = True,
+    json_: Json = False,
+) -> int:
+    """Export a model to TorchScript, ONNX and, with --fp16, FP16 ONNX, and verify all of them."""
+    from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
+
+    request = ExportRequest(
+        model=model, models=models, output=output, weights=weights, calibration=calib, size_px=parse_size(size),
+        fp16=fp16, opset=opset, dynamic_batch=dynamic_batch,
+    )  # fmt: skip
+    with progress_bar("export") as progress:
+        report = export_bundle(request, progress=progress)
+    if not json_:
+        from cspdeploy.report.steps import render_steps
+
+        print_renderable(render_steps(report.folder, report.manifest))
+    if verify:
+        return finish_verify([Path(report.folder)], json_=json_)
+    if json_:
+        print_json(report)
+    return 0
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="A network of 'cspdeploy list'.")],
+    data: Annotated[str, typer.Option("--data", help="fashion-mnist, or a folder with one folder per class.")],
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 14,
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Images a step.")] = 128,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=1e-6, help="Peak of the one-cycle schedule.")] = 0.1,
+    size: Annotated[
+        int | None, typer.Option("--size", min=16, max=1024, help="Side of the input in pixels; the data set's own by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of weights, order and augmentation.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished epoch.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder of that name.")] = False,
+    models: Models = Path("models"),
+    json_: Json = False,
+) -> int:
+    """Train a network and write models/<name>/: weights, description, labels, calibration images, curve."""
+    from cspdeploy.train.job import train_model
+    from cspdeploy.train.loop import Recipe
+
+    recipe = Recipe(epochs=epochs, batch=batch, max_learning_rate=learning_rate, seed=seed)
+    command = shlex.join(["cspdeploy", *(word for word in sys.argv[1:] if word not in ("--resume", "--overwrite"))])
+    with progress_bar("train") as progress:
+        report = train_model(
+            model, data=data, models=models, recipe=recipe, size_px=size, command=command, resume=resume,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    if json_:
+        print_json(report)
+    else:
+        accuracy = report.accuracy
+        print_renderable(
+            f"{report.folder}: top-1 {100 * accuracy.top1:.2f} %, top-5 {100 * accuracy.top5:.2f} % "
+            f"on {accuracy.num_images} images of {accuracy.dataset}"
+        )
+    return 0

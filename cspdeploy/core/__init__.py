@@ -1,0 +1,1 @@
+"""numpy and the standard library only: types, errors, catalog, manifest, golden, preprocess, env."""

@@ -1,0 +1,200 @@
+"""A bundle: a flat folder of artifacts with manifest.json, golden.npz and labels.txt.
+
+Written in a hidden sibling and moved into place in one rename, under a lock, so that at any moment there is the old
+bundle or the new one. Read with suspicion: names cannot leave the folder, and hashes are checked before use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cspdeploy.core.codec import from_json, to_json
+from cspdeploy.core.errors import InputError, TamperedError
+from cspdeploy.core.model_folder import read_json, write_text
+from cspdeploy.core.types import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest
+
+__all__ = ["check_hashes", "file_record", "find_bundles", "read_manifest", "staged_folder", "write_manifest"]
+
+MANIFEST_FILE = "manifest.json"
+
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_record(path: Path) -> FileRecord:
+    """Name, hash and size of a file."""
+    return FileRecord(file=path.name, sha256=file_sha256(path), num_bytes=path.stat().st_size)
+
+
+def find_bundles(places: list[Path], *, default: Path) -> list[Path]:
+    """Bundle folders: `places` as they are, or all below `default` where none is named. A folder of bundles counts too.
+
+    Raises:
+        InputError: a place is missing, or holds no bundle.
+    """
+    found: list[Path] = []
+    for place in places or [default]:
+        if place.is_file() and place.name == MANIFEST_FILE:
+            place = place.parent
+        if (place / MANIFEST_FILE).is_file():
+            found.append(place)
+            continue
+        if not place.is_dir():
+            raise InputError(f"{place}: no such folder", fix="cspdeploy export cspdarknet53 --fp16")
+        below = sorted(path.parent for path in place.glob(f"*/{MANIFEST_FILE}") if not path.parent.name.startswith("."))
+        if not below:
+            raise InputError(
+                f"{place}: holds no bundle (no {MANIFEST_FILE})", fix="cspdeploy export cspdarknet53 --fp16"
+            )
+        found += below
+    return found
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json."""
+    write_text(folder / MANIFEST_FILE, json.dumps(to_json(manifest), indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read manifest.json and check that it describes this folder: names, and that every file is there.
+
+    Raises:
+        InputError: missing, of another schema version, an unknown or wrong field, a name that leaves the folder, a
+            file that is not there.
+    """
+    path = folder / MANIFEST_FILE
+    data = read_json(path)
+    version = data.get("schema_version")
+    if version != MANIFEST_SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > MANIFEST_SCHEMA_VERSION
+        raise InputError(
+            f"{path}: schema_version {version!r}, expected {MANIFEST_SCHEMA_VERSION}",
+            fix="update cspdeploy" if newer else "export the bundle again",
+        )
+    try:
+        manifest = from_json(Manifest, data)
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", fix="export the bundle again") from error
+    for name in _names(manifest):
+        if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+            raise InputError(f"{path}: file name '{name}' leaves the bundle's folder", fix="do not use this bundle")
+        if (folder / name).is_symlink():
+            raise InputError(f"{folder / name}: is a link, expected a file", fix="do not use this bundle")
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: missing, named in the manifest", fix="copy the whole bundle again")
+    return manifest
+
+
+def _names(manifest: Manifest) -> list[str]:
+    return [artifact.file for artifact in manifest.artifacts] + [record.file for record in manifest.files]
+
+
+def check_hashes(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with its hash, before anything opens it.
+
+    Raises:
+        TamperedError: files differ; all are named.
+    """
+    records = [(record.file, record.sha256) for record in (*manifest.artifacts, *manifest.files)]
+    changed = [name for name, sha256 in records if file_sha256(folder / name) != sha256]
+    if changed:
+        raise TamperedError(
+            f"{folder}: {', '.join(changed)}: not the file of the manifest (SHA-256 differs)",
+            fix="copy the bundle again, or export it again",
+        )
+
+
+@contextmanager
+def staged_folder(place: Path) -> Iterator[Path]:
+    """A fresh folder that takes the place of `place` when the block ends well, and vanishes when it does not.
+
+    The block has the place to itself: a second writer is refused. What a killed writer left is cleared away first.
+
+    Raises:
+        InputError: another process is writing there, `place` is not a folder, or it cannot be written.
+    """
+    with _locked(place):
+        for stale in place.parent.glob(f".{place.name}.new-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        if place.exists() and not (place / MANIFEST_FILE).is_file() and any(place.iterdir()):
+            raise InputError(f"{place}: exists and is not a bundle", fix="give another folder with -o")
+        staging = place.parent / f".{place.name}.new-{os.getpid()}"
+        staging.mkdir()
+        try:
+            yield staging
+            _flush(staging)
+            _move_into_place(staging, place)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    lock = place.parent / f".{place.name}.lock"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{place}: is a file, expected a folder", fix="give another folder with -o")
+        file = lock.open("a")
+    except OSError as error:
+        raise InputError(
+            f"{place.parent}: cannot be written ({error.strerror})", fix="give another folder with -o"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"{place}: another export is writing it", fix="wait for it, or give another folder with -o"
+            ) from error
+        yield  # the lock file stays: to unlink it would let a third writer lock another one of the same name
+
+
+def _flush(folder: Path) -> None:
+    """To the disk before the rename, so that a power cut cannot leave a whole name with half a file behind it."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _move_into_place(staging: Path, place: Path) -> None:
+    if not place.exists():
+        staging.rename(place)
+    elif not _exchange(staging, place):
+        # No atomic exchange on this system: between the two renames the old bundle lies beside its place.
+        aside = place.parent / f".{place.name}.new-old-{os.getpid()}"
+        place.rename(aside)
+        staging.rename(place)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders in one system call (Linux's renameat2); False where the system has no such call."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(b))

@@ -1,0 +1,61 @@
+"""The exceptions of cspdeploy, each with the exit code that the command line gives it.
+
+A failed check is not an exception: it is a report with a verdict (exit 1).
+An exception means that the job could not be done.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CspDeployError", "InputError", "MissingExtraError", "RuntimeUnavailableError", "TamperedError"]
+
+EXIT_OK = 0
+EXIT_CHECK_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NO_ENGINE = 3
+
+
+class CspDeployError(Exception):
+    """Base of all errors meant for the user: one line that says what is wrong, one that says what to do.
+
+    Args:
+        message: subject, what was got, what was expected.
+        fix: the command or edit that mends it; empty when there is none.
+    """
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message} (fix: {self.fix})" if self.fix else self.message
+
+
+class InputError(CspDeployError):
+    """Wrong use or bad input: a file, a name, an option, an image."""
+
+
+class TamperedError(CspDeployError):
+    """A file of a bundle is not the file that its manifest describes."""
+
+    exit_code = EXIT_CHECK_FAILED
+
+
+class RuntimeUnavailableError(CspDeployError):
+    """An engine or device that was asked for is not here, or did not take the work."""
+
+    exit_code = EXIT_NO_ENGINE
+
+
+class MissingExtraError(CspDeployError):
+    """A command needs packages of an extra that is not installed."""
+
+    exit_code = EXIT_NO_ENGINE
+
+    def __init__(self, package: str, *, extra: str, needed_for: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the package '{package}', which is not installed",
+            fix=f"pip install 'cspdeploy[{extra}]'",
+        )

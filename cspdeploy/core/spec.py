@@ -1,0 +1,96 @@
+"""What describes a model: its network, its classes, its preprocessing and where its weights come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from cspdeploy.core.codec import JsonObject
+
+__all__ = ["Accuracy", "ModelSpec", "NetworkSpec", "Preprocess", "Provenance"]
+
+SPEC_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocess:
+    """The contract between an image file and the tensor `[N, 3, H, W]` float32 that the network takes.
+
+    Every part of cspdeploy (training, calibration, golden images, prediction) goes through
+    `cspdeploy.core.preprocess`, which reads nothing but this.
+    """
+
+    height_px: int
+    width_px: int
+    resize: Literal["crop", "stretch"]
+    """crop: shorter side to floor(size / crop_pct), then the centre. stretch: both sides to size, ratio not kept."""
+    crop_pct: float
+    interpolation: Literal["bilinear", "bicubic", "nearest"]
+    """Pillow's filters, which antialias when they shrink."""
+    channel_order: Literal["rgb", "bgr"]
+    mean: tuple[float, float, float]
+    """In units of [0, 1], in `channel_order`."""
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.height_px < 1 or self.width_px < 1:
+            raise ValueError(f"size: got {self.height_px}x{self.width_px} px, expected positive numbers")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct: got {self.crop_pct}, expected a number in (0, 1]")
+        if min(self.std) <= 0:
+            raise ValueError(f"std: got {self.std}, expected positive numbers")
+
+    def with_size(self, height_px: int, width_px: int) -> Preprocess:
+        """The same contract for another input size."""
+        return dataclasses.replace(self, height_px=height_px, width_px=width_px)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSpec:
+    """Which network to build: a family of `cspdeploy.nets` and the JSON form of that family's configuration."""
+
+    family: str
+    config: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Share of labelled images whose class is first (top1) or among the first five (top5), in [0, 1]."""
+
+    dataset: str
+    num_images: int
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where weights come from. `source` "random" means UNTRAINED, and everything made from them says so."""
+
+    source: Literal["trained", "published", "user", "random"]
+    weights_sha256: str = ""
+    """Of the file the weights were read from; empty for random weights."""
+    origin: str = ""
+    """File, checkpoint name or seed."""
+    dataset: str = ""
+    command: str = ""
+    licence: str = ""
+    accuracy: Accuracy | None = None
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the weights have never seen data."""
+        return self.source == "random"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A model without its weights: `models/<name>/spec.json`."""
+
+    schema_version: int = SPEC_SCHEMA_VERSION
+    name: str
+    network: NetworkSpec
+    num_classes: int
+    preprocess: Preprocess
+    provenance: Provenance

@@ -1,0 +1,92 @@
+"""From a bundle and an image to classes, through the preprocessing that the bundle was proven with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cspdeploy.core.bundle import check_hashes, read_manifest
+from cspdeploy.core.catalog import INPUT_NAME
+from cspdeploy.core.errors import InputError
+from cspdeploy.core.metrics import softmax, top_k
+from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.types import Manifest
+from cspdeploy.runtimes import require_runtime
+from cspdeploy.runtimes.base import Session, SessionRequest
+
+__all__ = ["Prediction", "Predictor"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One class with its softmax probability in [0, 1]."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class Predictor:
+    """A classifier, ready. Open it with `Predictor.open`.
+
+    Attributes:
+        untrained: the weights have never seen data, and no answer means anything.
+    """
+
+    def __init__(self, manifest: Manifest, session: Session, *, batch: int | None) -> None:
+        self._manifest, self._session, self._batch = manifest, session, batch
+        self.untrained = manifest.spec.provenance.untrained
+        self.labels = manifest.labels
+
+    @classmethod
+    def open(cls, bundle: str | os.PathLike[str], *, artifact: str = "onnx", runtime: str = "ort-cpu") -> Predictor:
+        """Open an artifact of a bundle.
+
+        Args:
+            bundle: the folder.
+            artifact: kind of artifact: "onnx", "onnx-fp16", "torchscript".
+            runtime: "ort-cpu", "ort-cuda", "torchscript-cpu", ...
+
+        Raises:
+            InputError: not a bundle, no such artifact in it, or the runtime does not read it.
+            TamperedError: a file is not the one of the manifest.
+            RuntimeUnavailableError: the runtime is not here, or did not take the work.
+        """
+        folder = Path(bundle)
+        manifest = read_manifest(folder)
+        check_hashes(folder, manifest)
+        found = next((item for item in manifest.artifacts if item.kind == artifact), None)
+        if found is None:
+            kinds = ", ".join(item.kind for item in manifest.artifacts)
+            raise InputError(f"{folder}: no artifact '{artifact}', it has {kinds}", fix=f"--artifact {kinds.split(', ')[0]}")
+        engine = require_runtime(runtime)
+        if not engine.reads(format_=found.format, precision=found.precision):
+            raise InputError(f"--runtime {runtime}: does not read '{artifact}'", fix="cspdeploy doctor")
+        batch = found.inputs[0].shape[0]
+        session = engine.open(SessionRequest(path=folder / found.file))
+        return cls(manifest, session, batch=batch if isinstance(batch, int) else None)
+
+    def logits(self, *images: str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Raw outputs `[N, C]` for paths, bytes of files, or arrays `[H, W(, 3)]` uint8 RGB."""
+        x_NCHW = preprocess(images, self._manifest.spec.preprocess)
+        step = self._batch or len(x_NCHW)
+        parts = []
+        for start in range(0, len(x_NCHW), step):
+            part = x_NCHW[start : start + step]
+            filled = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
+            outputs = self._session.run({INPUT_NAME: filled})
+            parts.append(next(iter(outputs.values()))[: len(part)])
+        return np.concatenate(parts).astype(np.float32, copy=False)
+
+    def __call__(self, image: str | os.PathLike[str] | bytes | npt.NDArray[np.uint8], *, top: int = 5) -> list[Prediction]:
+        """The `top` likeliest classes of one image, likeliest first."""
+        logits = self.logits(image)
+        probabilities = softmax(logits)[0]
+        return [
+            Prediction(label=self.labels[index], index=int(index), probability=float(probabilities[index]))
+            for index in top_k(logits, top)[0]
+        ]

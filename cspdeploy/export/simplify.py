@@ -1,0 +1,108 @@
+"""onnxsim, not trusted: it runs in a child process with a time limit, and what it made is compared on real and random
+inputs. After a crash, a hang or a difference the graph that went in is kept, and the record says so.
+
+onnxsim is native code under heavy development; its tracker knows segmentation faults, hangs and wrong results.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cspdeploy.core.catalog import FP32_FLOOR, FP32_NOISE_FACTOR
+from cspdeploy.core.metrics import relative_l2
+from cspdeploy.core.types import StepRecord
+from cspdeploy.runtimes.ort import OrtSession, open_cpu_session
+
+__all__ = ["SimplifyJob", "start_simplify"]
+
+TIME_LIMIT_S = 300.0
+"""Simplifying CSPDarknet53 takes 1 to 2 s; a hang is not a matter of seconds."""
+
+# Constant folding may change the order of a sum, nothing else. 16 units in the last place, times ten for a deep net.
+LIMIT = 10 * FP32_NOISE_FACTOR * FP32_FLOOR
+
+_CHILD = [sys.executable, "-m", "cspdeploy.export.simplify_child"]
+
+
+class SimplifyJob:
+    """A running child. It works while the parent does other things; `finish` waits for it."""
+
+    def __init__(self, process: subprocess.Popen[str], source: Path, target: Path, time_limit_s: float) -> None:
+        self._process, self._source, self._target = process, source, target
+        self._time_limit_s = time_limit_s
+
+    def finish(self, x_NCHW: npt.NDArray[np.float32], *, batch: int) -> StepRecord:
+        """Wait, compare on the real inputs `x_NCHW` and on noise of their range, and leave the better file.
+
+        Args:
+            x_NCHW: real inputs, at least one.
+            batch: images a call that the graph takes.
+        """
+        reason = self._wait() or self._compare(x_NCHW, batch)
+        if reason:
+            shutil.copyfile(self._source, self._target)
+            return StepRecord(name="simplify", outcome="kept", detail=f"unsimplified graph kept: {reason}")
+        facts = {"nodes_before": _num_nodes(self._source), "nodes_after": _num_nodes(self._target), "limit": LIMIT}
+        detail = f"{facts['nodes_before']} -> {facts['nodes_after']} nodes, equal on real and random inputs"
+        return StepRecord(name="simplify", outcome="done", detail=detail, facts=facts)
+
+    def stop(self) -> None:
+        """End the child, if it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+    def _wait(self) -> str:
+        try:
+            _, errors = self._process.communicate(timeout=self._time_limit_s)
+        except subprocess.TimeoutExpired:
+            self.stop()
+            return f"onnxsim did not end within {self._time_limit_s:g} s"
+        if self._process.returncode < 0:
+            return f"onnxsim crashed (signal {-self._process.returncode})"
+        if self._process.returncode or not self._target.is_file():
+            last = (errors.strip().splitlines() or ["no message"])[-1]
+            return f"onnxsim failed: {last[:200]}"
+        return ""
+
+    def _compare(self, x_NCHW: npt.NDArray[np.float32], batch: int) -> str:
+        try:
+            before, after = open_cpu_session(self._source), open_cpu_session(self._target)
+        except Exception as error:  # whatever the engine says of the simplified file, the other one is kept
+            return f"the simplified graph cannot be opened ({error})"
+        if before.inputs != after.inputs or before.outputs != after.outputs:
+            return "the simplified graph has other inputs or outputs"
+        rng = np.random.default_rng(0)
+        noise = rng.uniform(x_NCHW.min(), x_NCHW.max(), (batch, *x_NCHW.shape[1:])).astype(np.float32)
+        for what, x in (("real", x_NCHW[:batch]), ("random", noise)):
+            difference = _largest_difference(before, after, x)
+            if not difference <= LIMIT:
+                return f"outputs differ on {what} inputs (relative L2 {difference:.1e}, limit {LIMIT:.1e})"
+        return ""
+
+
+def start_simplify(source: Path, target: Path, *, time_limit_s: float = TIME_LIMIT_S) -> SimplifyJob:
+    """Start simplifying `source` into `target` in a child process."""
+    process = subprocess.Popen(
+        [*_CHILD, str(source), str(target)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return SimplifyJob(process, source, target, time_limit_s)
+
+
+def _largest_difference(before: OrtSession, after: OrtSession, x_NCHW: npt.NDArray[np.float32]) -> float:
+    feeds = {next(iter(before.inputs)): x_NCHW}
+    expected, got = before.run(feeds), after.run(feeds)
+    return max(relative_l2(got[name], expected[name]) for name in expected)  # type: ignore[arg-type]
+
+
+def _num_nodes(path: Path) -> int:
+    import onnx
+
+    return len(onnx.load(path, load_external_data=False).graph.node)

@@ -1,0 +1,1 @@
+"""Networks in PyTorch: the CSPNet family, its registry and its weights."""

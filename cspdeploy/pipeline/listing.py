@@ -1,0 +1,78 @@
+"""What there is: networks of the registry, and models in a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cspdeploy.core.model_folder import SPEC_FILE, read_spec
+from cspdeploy.core.spec import Accuracy
+from cspdeploy.nets.cost import measure_cost
+from cspdeploy.nets.registry import NETWORKS, spec_of
+
+__all__ = ["ListedModel", "Listing", "list_models"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedModel:
+    """A network of the registry, or a model folder. Cost is for one image of `size_px`."""
+
+    name: str
+    summary: str
+    size_px: tuple[int, int]
+    num_classes: int
+    num_parameters: int
+    gmacs: float
+    checkpoint: str
+    accuracy: Accuracy | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """`networks` have a name in the registry; `models` lie in a folder, ready to export."""
+
+    networks: tuple[ListedModel, ...]
+    models: tuple[ListedModel, ...]
+
+
+def list_models(models: Path) -> Listing:
+    """List the registry and the folders below `models` that hold a spec.json.
+
+    Raises:
+        InputError: a spec.json that cannot be read.
+    """
+    networks = []
+    for network in NETWORKS.values():
+        spec = spec_of(network)
+        cost = measure_cost(spec)
+        published = None
+        if network.published_top1 is not None and network.published_top5 is not None:
+            published = Accuracy(
+                dataset="ImageNet", num_images=50_000, top1=network.published_top1, top5=network.published_top5
+            )
+        networks.append(
+            ListedModel(
+                name=network.name, summary=network.summary, size_px=(spec.preprocess.height_px, spec.preprocess.width_px),
+                num_classes=spec.num_classes, num_parameters=cost.num_parameters, gmacs=round(cost.num_macs / 1e9, 3),
+                checkpoint=network.checkpoint, accuracy=published,
+            )
+        )  # fmt: skip
+    return Listing(networks=tuple(networks), models=tuple(_folders(models)))
+
+
+def _folders(models: Path) -> list[ListedModel]:
+    found = []
+    for path in sorted(models.glob(f"*/{SPEC_FILE}")):
+        if path.parent.name.startswith("."):
+            continue
+        spec = read_spec(path.parent)
+        cost = measure_cost(spec)
+        found.append(
+            ListedModel(
+                name=path.parent.name, summary=spec.provenance.origin or spec.provenance.source,
+                size_px=(spec.preprocess.height_px, spec.preprocess.width_px), num_classes=spec.num_classes,
+                num_parameters=cost.num_parameters, gmacs=round(cost.num_macs / 1e9, 3), checkpoint="",
+                accuracy=spec.provenance.accuracy,
+            )
+        )  # fmt: skip
+    return found

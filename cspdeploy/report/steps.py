@@ -1,0 +1,26 @@
+"""What an export did, step by step."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from cspdeploy.core.types import Manifest
+from cspdeploy.report.tables import UNTRAINED, format_bytes
+
+__all__ = ["render_steps"]
+
+
+def render_steps(folder: str, manifest: Manifest) -> RenderableType:
+    """A line an artifact and a line a step, each step once."""
+    lines = [Text(f"{folder}: {len(manifest.artifacts)} artifacts", style="bold")]
+    shown: set[str] = set()
+    for artifact in manifest.artifacts:
+        lines.append(Text(f"  {artifact.file}  {format_bytes(artifact.num_bytes)}"))
+        for step in artifact.steps:
+            if step.name not in shown:
+                lines.append(Text(f"    {step.name}: {step.detail}", style="yellow" if step.outcome == "kept" else "dim"))
+                shown.add(step.name)
+    if manifest.spec.provenance.untrained:
+        lines.append(Text(UNTRAINED, style="bold yellow"))
+    return Group(*lines)

@@ -1,0 +1,46 @@
+"""Engines behind one `Session` protocol. A runtime is one file here that defines `RUNTIMES`; nothing else lists it."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import pkgutil
+
+from cspdeploy.core.errors import InputError, RuntimeUnavailableError
+from cspdeploy.runtimes.base import Runtime
+
+__all__ = ["all_runtimes", "available_runtimes", "require_runtime"]
+
+
+@functools.cache
+def all_runtimes() -> dict[str, Runtime]:
+    """Every runtime of this folder by name, whether or not it can be used here. Loads no engine."""
+    found: dict[str, Runtime] = {}
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+        for runtime in getattr(importlib.import_module(f"{__name__}.{module.name}"), "RUNTIMES", ()):
+            found[runtime.name] = runtime
+    return dict(sorted(found.items(), key=lambda item: item[1].device != "cpu"))
+
+
+def available_runtimes() -> list[Runtime]:
+    """Those that can be used here."""
+    return [runtime for runtime in all_runtimes().values() if runtime.missing() is None]
+
+
+def require_runtime(name: str) -> Runtime:
+    """The runtime of that name, which must be usable here.
+
+    Raises:
+        InputError: unknown name.
+        RuntimeUnavailableError: its engine or device is missing.
+    """
+    runtimes = all_runtimes()
+    if name not in runtimes:
+        near = difflib.get_close_matches(name, runtimes, n=1)
+        fix = f"--runtime {near[0]}" if near else "cspdeploy doctor"
+        raise InputError(f"--runtime {name}: unknown, expected one of {', '.join(runtimes)}", fix=fix)
+    missing = runtimes[name].missing()
+    if missing is not None:
+        raise RuntimeUnavailableError(f"--runtime {name}: {missing[0]}", fix=missing[1])
+    return runtimes[name]

@@ -1,0 +1,127 @@
+"""A training run from a data set's name to a whole `models/<name>/`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cspdeploy.core.bundle import file_sha256
+from cspdeploy.core.datasets import FASHION_MNIST, LabelledImages, open_dataset
+from cspdeploy.core.errors import InputError
+from cspdeploy.core.model_folder import (
+    CALIBRATION_FILE, CURVE_FILE, LABELS_FILE, WEIGHTS_FILE, write_calibration, write_spec, write_text,
+)  # fmt: skip
+from cspdeploy.core.preprocess import load_image, resize_image
+from cspdeploy.core.spec import Accuracy, ModelSpec, Preprocess, Provenance
+from cspdeploy.nets.registry import build, find_network, spec_of
+from cspdeploy.nets.weights import load_weights, read_state_dict, write_safetensors
+from cspdeploy.train.data import BatchLoader, measure_mean_std
+from cspdeploy.train.loop import EpochRecord, Progress, Recipe, train, write_curve
+from cspdeploy.train.metrics import measure_accuracy
+
+__all__ = ["TrainingReport", "train_model"]
+
+NUM_CALIBRATION_IMAGES = 512
+DEFAULT_SIZE_PX = {FASHION_MNIST: 32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingReport:
+    """What a run made. `accuracy` is that of the FP16 file as it lies in the folder, read back and run in FP32."""
+
+    folder: str
+    accuracy: Accuracy
+    curve: tuple[EpochRecord, ...]
+
+
+def train_model(
+    name: str,
+    *,
+    data: str,
+    models: Path,
+    recipe: Recipe,
+    size_px: int | None,
+    command: str,
+    resume: bool,
+    overwrite: bool,
+    progress: Progress = lambda what, done, total: None,
+) -> TrainingReport:
+    """Train the network `name` on `data` and write `models/<name>/` in one rename.
+
+    Args:
+        data: "fashion-mnist" or a folder (`cspdeploy.core.datasets.open_dataset`).
+        models: where the model's folder goes; the checkpoint of the run lies beside it, in `.<name>.run/`.
+        size_px: side of the square input; None: the data set's own, else the network's.
+        command: the command line, kept in spec.json.
+
+    Raises:
+        InputError: unknown network or data, a model already there, or a loss that is not finite.
+    """
+    folder, run = models / name, models / f".{name}.run"
+    network = find_network(name)
+    if folder.exists() and not overwrite:
+        raise InputError(f"{folder}: exists already", fix="give --overwrite, or train with another --models folder")
+    training, testing = (open_dataset(data, split=split) for split in ("train", "test"))
+    if training.labels != testing.labels:
+        raise InputError(f"--data {data}: train and test have different classes", fix="give both the same class folders")
+    side_px = size_px or DEFAULT_SIZE_PX.get(data, network.preprocess.height_px)
+    contract = dataclasses.replace(network.preprocess.with_size(side_px, side_px), crop_pct=1.0)
+    mean, std = measure_mean_std(training, contract)
+    contract = dataclasses.replace(contract, mean=mean, std=std)
+    spec = spec_of(network, num_classes=len(training.labels), preprocess=contract)
+    progress(f"reading {len(training)} + {len(testing)} images", 0, 1)
+    testing_loader = BatchLoader(testing, contract, batch=recipe.batch)
+    average, curve = train(
+        spec, recipe, training=BatchLoader(training, contract, batch=recipe.batch), testing=testing_loader,
+        checkpoint=run / "checkpoint.pt", resume=resume, progress=progress,
+    )  # fmt: skip
+    provenance = Provenance(source="trained", origin=f"{name} on {training.name}", dataset=training.name, command=command)
+    finished = run / "model"
+    accuracy = _write_model(finished, spec, average, training, testing_loader, provenance)
+    write_curve(finished / CURVE_FILE, recipe, curve)
+    _replace_folder(finished, folder)
+    shutil.rmtree(run)
+    return TrainingReport(folder=str(folder), accuracy=accuracy, curve=tuple(curve))
+
+
+def _write_model(
+    folder: Path, spec: ModelSpec, model: torch.nn.Module, training: LabelledImages, testing: BatchLoader,
+    provenance: Provenance,
+) -> Accuracy:  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    weights = folder / WEIGHTS_FILE
+    write_safetensors(weights, model, dtype=torch.float16)
+    reread = build(spec)
+    load_weights(reread, read_state_dict(weights), source=str(weights))
+    top1, top5 = measure_accuracy(reread, testing.in_order())
+    accuracy = Accuracy(dataset=testing.data.name, num_images=len(testing.data), top1=top1, top5=top5)
+    done = dataclasses.replace(provenance, weights_sha256=file_sha256(weights), accuracy=accuracy)
+    write_spec(folder, dataclasses.replace(spec, provenance=done))
+    write_text(folder / LABELS_FILE, "\n".join(training.labels) + "\n")
+    write_calibration(folder / CALIBRATION_FILE, _calibration_images(training, spec.preprocess))
+    return accuracy
+
+
+def _calibration_images(data: LabelledImages, contract: Preprocess) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Images spread evenly over the training set: as stored where all have one shape, else resized to the contract."""
+    indices = np.linspace(0, len(data) - 1, min(NUM_CALIBRATION_IMAGES, len(data))).astype(np.int64)
+    if data.stored is not None:
+        return data.stored[indices]
+    return np.stack([resize_image(load_image(data.source(int(i))), contract) for i in indices])
+
+
+def _replace_folder(new: Path, place: Path) -> None:
+    if place.exists():
+        old = place.with_name(f".{place.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        place.rename(old)
+        new.rename(place)
+        shutil.rmtree(old)
+    else:
+        new.rename(place)
