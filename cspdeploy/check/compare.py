@@ -6,6 +6,7 @@ Shapes: N images, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,7 @@ def compare_outputs(
 
 
 def _compare_values(actual_NC: Array, reference_NC: npt.NDArray[np.float64], tolerance: Tolerance) -> Comparison:
-    numbers = {
+    numbers: dict[str, Any] = {
         "rel_l2": relative_l2(actual_NC, reference_NC),  # type: ignore[arg-type]
         "max_abs": max_abs_difference(actual_NC, reference_NC),  # type: ignore[arg-type]
     }
@@ -73,7 +74,8 @@ def _compare_values(actual_NC: Array, reference_NC: npt.NDArray[np.float64], tol
     )
     if not numbers["rel_l2"] <= tolerance.rel_l2:
         if _rows_permuted(actual_NC, reference_NC, tolerance):
-            return Comparison(verdict="order", reason="right outputs for the wrong images: rows are permuted", **numbers)
+            reason = "right outputs for the wrong images: rows are permuted"
+            return Comparison(verdict="order", reason=reason, **numbers)
         reason = f"relative L2 {numbers['rel_l2']:.1e}, limit {tolerance.rel_l2:.1e} ({tolerance.why})"
         return Comparison(verdict="numeric", reason=reason, **numbers)
     flipped = np.flatnonzero(~same_first & _decided(reference_NC, tolerance))

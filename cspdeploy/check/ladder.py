@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class VerifySettings:
     """What to check. `latency` None: parity alone. `parity` False: latency alone."""
 
     runtimes: tuple[str, ...] = ()
-    latency: LatencySettings | None = LatencySettings()
+    latency: LatencySettings | None = field(default_factory=LatencySettings)
     accuracy: LabelledImages | None = None
     parity: bool = True
 
@@ -160,7 +160,8 @@ class _BundleCheck:
 
     def _measure_accuracy(self, row: ParityRow, rung: Rung, session: Session, data: LabelledImages) -> ParityRow:
         def compute(x_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
-            return _run_all(session, x_NCHW, rung.batch)[rung.output_names[0]]
+            logits: npt.NDArray[np.generic] = _run_all(session, x_NCHW, rung.batch)[rung.output_names[0]]
+            return logits
 
         def progress(done: int, total: int) -> None:
             self._progress(f"accuracy of {rung.artifact} on {rung.runtime.name}", done, total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["bootstrap_median", "compare_medians", "percentile", "spread"]
 
@@ -33,7 +34,7 @@ def spread(samples: Sequence[float]) -> float:
     return (high - low) / middle if middle else 0.0
 
 
-def _resampled_medians(samples: Sequence[float], rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _resampled_medians(samples: Sequence[float], rng: np.random.Generator) -> npt.NDArray[np.float64]:
     values = np.asarray(samples, np.float64)
     picks = rng.integers(0, len(values), (NUM_RESAMPLES, len(values)))
     return np.asarray(np.median(values[picks], axis=1))
@@ -53,7 +54,7 @@ def bootstrap_median(samples: Sequence[float], *, seed: int = 0) -> tuple[float,
 
 
 def compare_medians(reference: Sequence[float], samples: Sequence[float], *, seed: int = 0) -> tuple[str, float]:
-    """"faster", "slower" or "indistinguishable", and median(reference) / median(samples).
+    """Verdict ("faster", "slower", "indistinguishable") and ratio: median(reference) / median(samples).
 
     Not indistinguishable only if the 95 % interval of the ratio lies wholly beyond a difference of 2 %.
     """

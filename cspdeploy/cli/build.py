@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """"256" or "256x192" (height x width) to pixels.
+    """Parse "256" or "256x192" (height x width), in pixels.
 
     Raises:
         InputError: anything else, or a side outside 16 to 4096.
@@ -43,18 +43,21 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def export(
+    *,
     model: Annotated[str, typer.Argument(help="A network of 'cspdeploy list', a folder below models/, or its path.")],
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write an FP16 ONNX file.")] = False,
     weights: Annotated[
         str | None, typer.Option("--weights", help="Weights file, or 'random' for an UNTRAINED export.")
     ] = None,
-    calib: Annotated[
-        Path | None, typer.Option("--calib", help="Folder of real images to prove the export on.")
-    ] = None,
+    calib: Annotated[Path | None, typer.Option("--calib", help="Folder of real images to prove the export on.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="Input size in pixels, H or HxW.")] = None,
-    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch of the ONNX files free.")] = False,
+    dynamic_batch: Annotated[
+        bool, typer.Option("--dynamic-batch", help="Leave the batch of the ONNX files free.")
+    ] = False,
     opset: Annotated[int, typer.Option("--opset", help="ONNX opset, 13 to 20.")] = 18,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder that the bundle goes into.")] = Path("exported"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder that the bundle goes into.")] = Path(
+        "exported"
+    ),
     models: Models = Path("models"),
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Verify the bundle after writing it.")] = True,
     json_: Json = False,
@@ -80,13 +83,17 @@ def export(
 
 
 def train(
+    *,
     model: Annotated[str, typer.Argument(help="A network of 'cspdeploy list'.")],
     data: Annotated[str, typer.Option("--data", help="fashion-mnist, or a folder with one folder per class.")],
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 14,
     batch: Annotated[int, typer.Option("--batch", min=2, help="Images a step.")] = 128,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", min=1e-6, help="Peak of the one-cycle schedule.")] = 0.1,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", min=1e-6, help="Peak of the one-cycle schedule.")
+    ] = 0.1,
     size: Annotated[
-        int | None, typer.Option("--size", min=16, max=1024, help="Side of the input in pixels; the data set's own by default.")
+        int | None,
+        typer.Option("--size", min=16, max=1024, help="Side of the input in pixels; the data set's own by default."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of weights, order and augmentation.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished epoch.")] = False,

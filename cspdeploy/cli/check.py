@@ -16,7 +16,8 @@ Bundles = Annotated[
     list[Path] | None, typer.Argument(help="Bundle folders, or folders of bundles; all of exported/ by default.")
 ]
 Runtimes = Annotated[
-    list[str] | None, typer.Option("--runtime", "-r", help="Runtime to use; may be repeated. All that are here by default.")
+    list[str] | None,
+    typer.Option("--runtime", "-r", help="Runtime to use; may be repeated. All that are here by default."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DEFAULT_FOLDER = Path("exported")
@@ -32,7 +33,8 @@ def verify(
     bundles: Bundles = None,
     runtime: Runtimes = None,
     accuracy: Annotated[
-        str | None, typer.Option("--accuracy", help="Labelled images: fashion-mnist, or a folder with one folder per class.")
+        str | None,
+        typer.Option("--accuracy", help="Labelled images: fashion-mnist, or a folder with one folder per class."),
     ] = None,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency as well.")] = True,
     json_: Json = False,
@@ -75,7 +77,9 @@ def bench(
     bundles: Bundles = None,
     runtime: Runtimes = None,
     min_runs: Annotated[int, typer.Option("--min-runs", min=5, help="Timed runs of each artifact, at least.")] = 50,
-    min_seconds: Annotated[float, typer.Option("--min-seconds", min=0.1, help="Timed seconds of each artifact, at least.")] = 3.0,
+    min_seconds: Annotated[
+        float, typer.Option("--min-seconds", min=0.1, help="Timed seconds of each artifact, at least.")
+    ] = 3.0,
     json_: Json = False,
 ) -> int:
     """Time every artifact on every runtime that is here, interleaved. Parity is not checked; use verify for that."""

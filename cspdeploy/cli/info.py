@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
+    *,
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     artifact: Annotated[str, typer.Option("--artifact", help="onnx, onnx-fp16 or torchscript.")] = "onnx",

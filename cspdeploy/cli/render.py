@@ -26,7 +26,9 @@ def print_renderable(renderable: Any) -> None:
     """A table or text on stdout."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else NARROWEST_TABLE, soft_wrap=False).print(renderable)
+    # No markup: paths and extras such as cspdeploy[gpu] hold brackets of their own.
+    width = None if sys.stdout.isatty() else NARROWEST_TABLE
+    Console(width=width, markup=False, highlight=False).print(renderable)
 
 
 def print_error(message: str, fix: str) -> None:
@@ -43,7 +45,8 @@ def progress_bar(command: str) -> Iterator[Progress]:
         yield _PlainProgress(command)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bar, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -49,9 +49,8 @@ def find_bundles(places: list[Path], *, default: Path) -> list[Path]:
         InputError: a place is missing, or holds no bundle.
     """
     found: list[Path] = []
-    for place in places or [default]:
-        if place.is_file() and place.name == MANIFEST_FILE:
-            place = place.parent
+    for given in places or [default]:
+        place = given.parent if given.is_file() and given.name == MANIFEST_FILE else given
         if (place / MANIFEST_FILE).is_file():
             found.append(place)
             continue
@@ -111,7 +110,8 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
     Raises:
         TamperedError: files differ; all are named.
     """
-    records = [(record.file, record.sha256) for record in (*manifest.artifacts, *manifest.files)]
+    records = [(artifact.file, artifact.sha256) for artifact in manifest.artifacts]
+    records += [(record.file, record.sha256) for record in manifest.files]
     changed = [name for name, sha256 in records if file_sha256(folder / name) != sha256]
     if changed:
         raise TamperedError(

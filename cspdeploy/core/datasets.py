@@ -75,7 +75,7 @@ def open_dataset(name: str, *, split: str) -> LabelledImages:
     if (folder / _idx_names(split)[0]).is_file():
         return _read_fashion_mnist(folder, split)
     if not folder.is_dir():
-        raise InputError(f"--data {name}: not a folder", fix=f"give {FASHION_MNIST} or a folder with a folder per class")
+        raise InputError(f"{name}: not a folder", fix=f"give {FASHION_MNIST}, or a folder with a folder for each class")
     return _read_folder(folder, split)
 
 

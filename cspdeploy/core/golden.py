@@ -8,6 +8,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,16 +66,16 @@ def read_golden(path: Path) -> Golden:
             raise InputError(f"{path}: unpacks to {total} bytes, expected at most {MAX_GOLDEN_BYTES}")
         with np.load(path, allow_pickle=False) as arrays:
             return Golden(
-                images=_typed(arrays["images"], np.uint8),
-                x_NCHW=_typed(arrays["input"], np.float32),
-                output_fp64=_typed(arrays["output_fp64"], np.float64),
-                output_fp32=_typed(arrays["output_fp32"], np.float32),
+                images=_require(arrays["images"], np.uint8),
+                x_NCHW=_require(arrays["input"], np.float32),
+                output_fp64=_require(arrays["output_fp64"], np.float64),
+                output_fp32=_require(arrays["output_fp32"], np.float32),
             )
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a golden file ({error})", fix="export the bundle again") from error
 
 
-def _typed(array: npt.NDArray[np.generic], dtype: type[np.generic]) -> npt.NDArray[np.generic]:
+def _require(array: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
     if array.dtype != dtype:
         raise ValueError(f"got {array.dtype}, expected {np.dtype(dtype)}")
     return array

@@ -14,7 +14,8 @@ from cspdeploy.core.errors import InputError
 
 __all__ = ["check_external_data", "external_data_files"]
 
-_GRAPH, _NODE, _INITIALIZER, _SPARSE = 7, 1, 5, 15  # ModelProto.graph; GraphProto.node, .initializer, .sparse_initializer
+_GRAPH = 7  # ModelProto
+_NODE, _INITIALIZER, _SPARSE = 1, 5, 15  # GraphProto.node, .initializer, .sparse_initializer
 _ATTRIBUTE = 5  # NodeProto
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = (5, 10), (6, 11)  # AttributeProto.t, .tensors; .g, .graphs
 _EXTERNAL_DATA = 13  # TensorProto.external_data, entries of key = 1 and value = 2

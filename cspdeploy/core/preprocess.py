@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.spec import Preprocess
 
-__all__ = ["list_images", "load_image", "normalise", "preprocess", "resize_image"]
+__all__ = ["ImageSource", "list_images", "load_image", "normalise", "preprocess", "resize_image"]
 
 ImageSource = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
 
@@ -75,7 +75,7 @@ def load_image(source: ImageSource) -> Image.Image:
             size = f"{image.width}x{image.height} px"
             raise InputError(f"{name}: got {size}, expected at most {MAX_IMAGE_PIXELS} pixels", fix="shrink the image")
         image.load()
-        upright = ImageOps.exif_transpose(image) or image
+        upright = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: {error}", fix="shrink the image") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
@@ -141,9 +141,7 @@ def normalise(images_NHWC: npt.NDArray[np.uint8], contract: Preprocess) -> npt.N
     return np.ascontiguousarray(x_NHWC.transpose(0, 3, 1, 2))
 
 
-def preprocess(
-    sources: Sequence[ImageSource] | Iterable[ImageSource], contract: Preprocess
-) -> npt.NDArray[np.float32]:
+def preprocess(sources: Sequence[ImageSource] | Iterable[ImageSource], contract: Preprocess) -> npt.NDArray[np.float32]:
     """Images to the network's input, `[N, 3, H, W]` float32.
 
     Raises:

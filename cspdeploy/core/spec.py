@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,3 +95,9 @@ class ModelSpec:
     num_classes: int
     preprocess: Preprocess
     provenance: Provenance
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):  # it names files and folders
+            raise ValueError(f"name: got {self.name!r}, expected letters, digits, '.', '_', '-'")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes: got {self.num_classes}, expected at least 1")

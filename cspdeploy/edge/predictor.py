@@ -13,7 +13,7 @@ from cspdeploy.core.bundle import check_hashes, read_manifest
 from cspdeploy.core.catalog import INPUT_NAME
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.metrics import softmax, top_k
-from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.preprocess import ImageSource, preprocess
 from cspdeploy.core.types import Manifest
 from cspdeploy.runtimes import require_runtime
 from cspdeploy.runtimes.base import Session, SessionRequest
@@ -62,7 +62,8 @@ class Predictor:
         found = next((item for item in manifest.artifacts if item.kind == artifact), None)
         if found is None:
             kinds = ", ".join(item.kind for item in manifest.artifacts)
-            raise InputError(f"{folder}: no artifact '{artifact}', it has {kinds}", fix=f"--artifact {kinds.split(', ')[0]}")
+            first = manifest.artifacts[0].kind if manifest.artifacts else "onnx"
+            raise InputError(f"{folder}: no artifact '{artifact}', it has {kinds}", fix=f"--artifact {first}")
         engine = require_runtime(runtime)
         if not engine.reads(format_=found.format, precision=found.precision):
             raise InputError(f"--runtime {runtime}: does not read '{artifact}'", fix="cspdeploy doctor")
@@ -70,7 +71,7 @@ class Predictor:
         session = engine.open(SessionRequest(path=folder / found.file))
         return cls(manifest, session, batch=batch if isinstance(batch, int) else None)
 
-    def logits(self, *images: str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def logits(self, *images: ImageSource) -> npt.NDArray[np.float32]:
         """Raw outputs `[N, C]` for paths, bytes of files, or arrays `[H, W(, 3)]` uint8 RGB."""
         x_NCHW = preprocess(images, self._manifest.spec.preprocess)
         step = self._batch or len(x_NCHW)
@@ -82,7 +83,7 @@ class Predictor:
             parts.append(next(iter(outputs.values()))[: len(part)])
         return np.concatenate(parts).astype(np.float32, copy=False)
 
-    def __call__(self, image: str | os.PathLike[str] | bytes | npt.NDArray[np.uint8], *, top: int = 5) -> list[Prediction]:
+    def __call__(self, image: ImageSource, *, top: int = 5) -> list[Prediction]:
         """The `top` likeliest classes of one image, likeliest first."""
         logits = self.logits(image)
         probabilities = softmax(logits)[0]

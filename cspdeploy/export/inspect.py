@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto
-from google.protobuf.message import DecodeError
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.onnx_file import check_external_data, external_data_files
@@ -52,7 +51,7 @@ def inspect_onnx(path: Path) -> Inspection:
     check_external_data(path)
     try:
         model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
+    except Exception as error:  # protobuf's DecodeError, from a package without types
         raise InputError(f"{path}: not an ONNX file ({error})", fix="name an .onnx file") from error
     graph = model.graph
     initializers = {tensor.name for tensor in graph.initializer}
@@ -86,7 +85,7 @@ def _count(tensor: onnx.TensorProto) -> int:
 
 
 def _dtype(code: int) -> str:
-    return TensorProto.DataType.Name(code).lower()
+    return str(TensorProto.DataType.Name(code)).lower()
 
 
 def _info(value: onnx.ValueInfoProto) -> TensorInfo:

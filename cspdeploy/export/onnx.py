@@ -6,7 +6,6 @@ and folds batch norms itself. Which exporter ran is in the step's record.
 
 from __future__ import annotations
 
-import io
 import warnings
 from pathlib import Path
 
@@ -22,13 +21,11 @@ __all__ = ["export_onnx"]
 def export_onnx(model: nn.Module, example_NCHW: Tensor, path: Path, *, opset: int, dynamic_batch: bool) -> StepRecord:
     """Write `path`: input `input` `[1 or N, 3, H, W]`, output `logits` `[1 or N, C]`, both float32."""
     axes = {INPUT_NAME: {0: "N"}, OUTPUT_NAME: {0: "N"}} if dynamic_batch else None
-    buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the exporter chosen above
         torch.onnx.export(
-            model.eval(), (example_NCHW,), buffer, dynamo=False, opset_version=opset,
+            model.eval(), (example_NCHW,), str(path), dynamo=False, opset_version=opset,
             input_names=[INPUT_NAME], output_names=[OUTPUT_NAME], dynamic_axes=axes,
         )  # fmt: skip
-    path.write_bytes(buffer.getbuffer())
     facts = {"exporter": "torch.onnx TorchScript-based", "opset": opset, "dynamic_batch": dynamic_batch}
     return StepRecord(name="onnx", outcome="done", detail=f"opset {opset}", facts=facts)

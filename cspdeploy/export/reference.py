@@ -26,7 +26,7 @@ def compute_reference(
     """
     model.eval()
     batch = max(1, MAX_BATCH_PIXELS // (x_NCHW.shape[2] * x_NCHW.shape[3]))
-    chunks = torch.from_numpy(x_NCHW).split(batch)
+    chunks = torch.split(torch.from_numpy(x_NCHW), batch)
     output_fp32 = torch.cat([model(chunk) for chunk in chunks]).numpy()
     output_fp64 = torch.cat([model.double()(chunk.double()) for chunk in chunks]).numpy()
     model.float()

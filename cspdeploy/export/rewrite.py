@@ -52,7 +52,9 @@ def split_expansion_convolutions(source: Path, target: Path) -> int:
     if not new_nodes:
         return 0
     gone = {node.output[0] for node in dropped}
-    nodes = [new for node in graph.node for new in new_nodes.get(node.output[0], [] if node.output[0] in gone else [node])]
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes += new_nodes.get(node.output[0], [] if node.output[0] in gone else [node])
     del graph.node[:]
     graph.node.extend(nodes)
     _drop_unused_initializers(graph)
@@ -61,7 +63,10 @@ def split_expansion_convolutions(source: Path, target: Path) -> int:
 
 
 def _match(
-    split: onnx.NodeProto, producers: dict[str, onnx.NodeProto], uses: Counter[str], weights: dict[str, onnx.TensorProto]
+    split: onnx.NodeProto,
+    producers: dict[str, onnx.NodeProto],
+    uses: Counter[str],
+    weights: dict[str, onnx.TensorProto],
 ) -> list[onnx.NodeProto] | None:
     """The nodes before `split`, nearest first, ending with the convolution; None where the pattern does not hold."""
     axis = next((attribute.i for attribute in split.attribute if attribute.name == "axis"), 0)

@@ -1,6 +1,7 @@
-"""onnxsim, not trusted: it runs in a child process with a time limit, and what it made is compared on real and random
-inputs. After a crash, a hang or a difference the graph that went in is kept, and the record says so.
+"""onnxsim, not trusted.
 
+It runs in a child process with a time limit, and what it made is compared on real and random inputs. After a crash, a
+hang or a difference the graph that went in is kept, and the record says so.
 onnxsim is native code under heavy development; its tracker knows segmentation faults, hangs and wrong results.
 """
 

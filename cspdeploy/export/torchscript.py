@@ -19,9 +19,9 @@ def export_torchscript(model: nn.Module, example_NCHW: Tensor, path: Path) -> St
     with warnings.catch_warnings(), torch.inference_mode():
         # PyTorch 2.11 and later deprecate TorchScript as a whole.
         warnings.simplefilter("ignore", DeprecationWarning)
-        traced = torch.jit.trace(model.eval(), example_NCHW, check_trace=False)  # verify compares with eager instead
+        traced = torch.jit.trace(model.eval(), example_NCHW, check_trace=False)  # type: ignore[no-untyped-call]
         frozen = torch.jit.freeze(traced)
         buffer = io.BytesIO()
-        torch.jit.save(frozen, buffer)  # type: ignore[no-untyped-call]
+        torch.jit.save(frozen, buffer)
     path.write_bytes(buffer.getbuffer())  # Python's own write, so that a full disk is an OSError
     return StepRecord(name="torchscript", outcome="done", detail="traced and frozen; batch norms folded")

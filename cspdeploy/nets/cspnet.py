@@ -1,11 +1,11 @@
 """CspNet: one configuration-driven network for the CSP family of classifiers.
 
-A stage halves the map, expands the channels with one 1x1 convolution, sends one half of them through residual
-blocks, leaves the other half alone, joins both and mixes them with a 1x1 transition:
+A stage halves the map (conv_down), expands the channels with one 1x1 convolution, sends one half of them through
+residual blocks, leaves the other half alone, joins both and mixes them with a 1x1 transition:
 
-    csp   x -> conv_down -> conv_exp -> [cross | block]; block -> blocks -> conv_transition_b; cat[cross, block] -> conv_transition
-    cs3   x -> conv_down -> conv_exp -> [block | cross]; block -> blocks;                      cat[block, cross] -> conv_transition
-    dark  x -> conv_down -> blocks
+    csp   conv_exp -> [cross | block]; block -> blocks -> conv_transition_b; cat[cross, block] -> conv_transition
+    cs3   conv_exp -> [block | cross]; block -> blocks;                      cat[block, cross] -> conv_transition
+    dark  blocks
 
 Note that csp and cs3 send opposite halves through the blocks. Papers: CSPNet 1911.11929, Darknet (YOLOv3 1804.02767).
 State dict: the layout of the published ImageNet checkpoints, key for key.
@@ -19,7 +19,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cspdeploy.nets.blocks import BLOCKS, Act, ConvNormAct, global_mean, make_activation
+from cspdeploy.nets.blocks import (
+    BLOCKS,
+    Act,
+    BottleBlock,
+    ConvNormAct,
+    DarkBlock,
+    EdgeBlock,
+    global_mean,
+    make_activation,
+)
 
 __all__ = ["CspNet", "CspNetConfig", "StageConfig", "StemConfig"]
 
@@ -219,7 +228,7 @@ class CspNet(nn.Module):
     def zero_init_residual(self) -> None:
         """Start every residual block as an identity, which makes deep networks easier to train from nothing."""
         for module in self.modules():
-            if isinstance(module, tuple(BLOCKS.values())):
+            if isinstance(module, (DarkBlock, BottleBlock, EdgeBlock)):
                 nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

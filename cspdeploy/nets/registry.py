@@ -133,5 +133,5 @@ def build(spec: ModelSpec) -> nn.Module:
             f"$.network.family: got '{spec.network.family}', expected one of {', '.join(FAMILIES)}",
             fix="mend spec.json, or update cspdeploy",
         )
-    config = from_json(family.config, spec.network.config, where="$.network.config")
+    config: Any = from_json(family.config, spec.network.config, where="$.network.config")
     return family.network(config, num_classes=spec.num_classes)

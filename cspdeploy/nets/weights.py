@@ -35,7 +35,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path}: not a safetensors file ({error})", fix="fetch or train the weights again") from error
+            raise InputError(f"{path}: not a safetensors file ({error})", fix="get the weights again") from error
     state = read_checkpoint(path)
     for key in ("state_dict", "model", "ema"):
         if isinstance(state.get(key), dict):
@@ -102,7 +102,8 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, source: str) -
         )
     broken = sorted(key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all())
     if broken:
-        raise InputError(f"{source}: NaN or infinite values in {', '.join(broken[:MAX_LISTED])}", fix="use other weights")
+        named = ", ".join(broken[:MAX_LISTED])
+        raise InputError(f"{source}: NaN or infinite values in {named}", fix="use other weights")
     model.load_state_dict({**expected, **tensors})
 
 

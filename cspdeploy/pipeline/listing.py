@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cspdeploy.core.model_folder import SPEC_FILE, read_spec
-from cspdeploy.core.spec import Accuracy
+from cspdeploy.core.spec import Accuracy, ModelSpec
 from cspdeploy.nets.cost import measure_cost
 from cspdeploy.nets.registry import NETWORKS, spec_of
 
@@ -44,19 +44,12 @@ def list_models(models: Path) -> Listing:
     networks = []
     for network in NETWORKS.values():
         spec = spec_of(network)
-        cost = measure_cost(spec)
         published = None
         if network.published_top1 is not None and network.published_top5 is not None:
             published = Accuracy(
                 dataset="ImageNet", num_images=50_000, top1=network.published_top1, top5=network.published_top5
             )
-        networks.append(
-            ListedModel(
-                name=network.name, summary=network.summary, size_px=(spec.preprocess.height_px, spec.preprocess.width_px),
-                num_classes=spec.num_classes, num_parameters=cost.num_parameters, gmacs=round(cost.num_macs / 1e9, 3),
-                checkpoint=network.checkpoint, accuracy=published,
-            )
-        )  # fmt: skip
+        networks.append(_entry(network.name, network.summary, spec, checkpoint=network.checkpoint, accuracy=published))
     return Listing(networks=tuple(networks), models=tuple(_folders(models)))
 
 
@@ -66,13 +59,15 @@ def _folders(models: Path) -> list[ListedModel]:
         if path.parent.name.startswith("."):
             continue
         spec = read_spec(path.parent)
-        cost = measure_cost(spec)
-        found.append(
-            ListedModel(
-                name=path.parent.name, summary=spec.provenance.origin or spec.provenance.source,
-                size_px=(spec.preprocess.height_px, spec.preprocess.width_px), num_classes=spec.num_classes,
-                num_parameters=cost.num_parameters, gmacs=round(cost.num_macs / 1e9, 3), checkpoint="",
-                accuracy=spec.provenance.accuracy,
-            )
-        )  # fmt: skip
+        summary = spec.provenance.origin or spec.provenance.source
+        found.append(_entry(path.parent.name, summary, spec, checkpoint="", accuracy=spec.provenance.accuracy))
     return found
+
+
+def _entry(name: str, summary: str, spec: ModelSpec, *, checkpoint: str, accuracy: Accuracy | None) -> ListedModel:
+    cost = measure_cost(spec)
+    return ListedModel(
+        name=name, summary=summary, size_px=(spec.preprocess.height_px, spec.preprocess.width_px),
+        num_classes=spec.num_classes, num_parameters=cost.num_parameters, gmacs=round(cost.num_macs / 1e9, 3),
+        checkpoint=checkpoint, accuracy=accuracy,
+    )  # fmt: skip

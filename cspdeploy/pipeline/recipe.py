@@ -16,7 +16,13 @@ import torch
 from cspdeploy.check.latency import LatencySettings, measure_latency
 from cspdeploy.core.bundle import file_record, staged_folder, write_manifest
 from cspdeploy.core.catalog import (
-    ARTIFACT_KINDS, DEFAULT_OPSET, INPUT_NAME, MAX_OPSET, MIN_OPSET, OUTPUT_NAME, artifact_file,
+    ARTIFACT_KINDS,
+    DEFAULT_OPSET,
+    INPUT_NAME,
+    MAX_OPSET,
+    MIN_OPSET,
+    OUTPUT_NAME,
+    artifact_file,
 )  # fmt: skip
 from cspdeploy.core.env import tool_versions
 from cspdeploy.core.errors import InputError
@@ -68,9 +74,7 @@ class ExportReport:
     manifest: Manifest
 
 
-def export_bundle(
-    request: ExportRequest, *, progress: Progress = lambda what, done, total: None
-) -> ExportReport:
+def export_bundle(request: ExportRequest, *, progress: Progress = lambda what, done, total: None) -> ExportReport:
     """Export one model into `<output>/<model>/`, whole or not at all.
 
     Raises:
@@ -137,7 +141,7 @@ class _Export:
             self._progress("reference outputs in FP64", 3, 6)
             self._write_golden()
             self._progress("simplifying", 4, 6)
-            steps = (exported, job.finish(self._x_golden, batch=1))
+            steps: tuple[StepRecord, ...] = (exported, job.finish(self._x_golden, batch=1))
         finally:
             job.stop()
         steps += self._rewrite(simplified, rewritten)

@@ -1,4 +1,4 @@
-"""From what the user names (a zoo name or a `models/` folder, weights, images) to a network with weights and real images."""
+"""From what the user names (a network, a model folder, weights, images) to a network with weights and real images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from torch import nn
 from cspdeploy.core.bundle import file_sha256
 from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.model_folder import (
-    CALIBRATION_FILE, LABELS_FILE, SPEC_FILE, WEIGHTS_FILE, read_calibration, read_labels, read_spec,
+    CALIBRATION_FILE,
+    LABELS_FILE,
+    SPEC_FILE,
+    WEIGHTS_FILE,
+    read_calibration,
+    read_labels,
+    read_spec,
 )  # fmt: skip
 from cspdeploy.core.preprocess import list_images, load_image, preprocess
 from cspdeploy.core.spec import ModelSpec, Provenance
@@ -28,6 +34,7 @@ __all__ = ["RANDOM_WEIGHTS", "Source", "resolve_source"]
 RANDOM_WEIGHTS = "random"
 RANDOM_SEED = 0
 MAX_IMAGES = 512
+HEAD_BIAS = "head.fc.bias"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,16 +75,18 @@ def resolve_source(
     """
     folder = _model_folder(name, models)
     spec = read_spec(folder) if folder else spec_of(find_network(name))
+    if folder:
+        spec = dataclasses.replace(spec, name=folder.resolve().name)
     if size_px:
         spec = dataclasses.replace(spec, preprocess=spec.preprocess.with_size(*size_px))
-    torch.manual_seed(RANDOM_SEED)
-    model = build(spec)
-    spec, path = _load(model, spec, folder, weights)
     pictures, origin = _real_images(spec, folder, images)
+    if weights == RANDOM_WEIGHTS:
+        spec, model = _untrained(spec)
+    else:
+        weights, provenance = _locate_weights(spec, folder, weights)
+        spec, model = _load(dataclasses.replace(spec, provenance=provenance), Path(weights), own_head=folder is None)
     labels = _labels(spec, folder)
-    return Source(
-        spec=spec, model=model.eval(), labels=labels, weights=path, images=pictures, images_origin=origin
-    )
+    return Source(spec=spec, model=model.eval(), labels=labels, weights=weights, images=pictures, images_origin=origin)
 
 
 def _model_folder(name: str, models: Path) -> Path | None:
@@ -95,29 +104,39 @@ def _model_folder(name: str, models: Path) -> Path | None:
     return None
 
 
-def _load(model: nn.Module, spec: ModelSpec, folder: Path | None, weights: str | None) -> tuple[ModelSpec, str]:
-    if weights == RANDOM_WEIGHTS:
-        _randomise_norms(model)
-        provenance = Provenance(source="random", origin=f"seed {RANDOM_SEED}")
-        return dataclasses.replace(spec, provenance=provenance), RANDOM_WEIGHTS
-    provenance = spec.provenance
+def _untrained(spec: ModelSpec) -> tuple[ModelSpec, nn.Module]:
+    torch.manual_seed(RANDOM_SEED)
+    model = build(spec)
+    _randomise_norms(model)
+    return dataclasses.replace(spec, provenance=Provenance(source="random", origin=f"seed {RANDOM_SEED}")), model
+
+
+def _locate_weights(spec: ModelSpec, folder: Path | None, weights: str | None) -> tuple[str, Provenance]:
     if weights is not None:
-        path, provenance = Path(weights), Provenance(source="user", origin=Path(weights).name)
-    elif folder is not None:
-        path = folder / WEIGHTS_FILE
-    else:
-        path, provenance = _published(spec.name)
-    load_weights(model, read_state_dict(path), source=str(path))
-    sha256 = file_sha256(path)
+        return weights, Provenance(source="user", origin=Path(weights).name)
+    if folder is not None:
+        return str(folder / WEIGHTS_FILE), spec.provenance
+    return _published(spec.name)
+
+
+def _load(spec: ModelSpec, path: Path, *, own_head: bool) -> tuple[ModelSpec, nn.Module]:
+    """The network with its weights. `own_head`: a user's checkpoint of a zoo network brings its number of classes."""
+    tensors = read_state_dict(path)
+    head = tensors.get(HEAD_BIAS)
+    if own_head and head is not None and head.ndim == 1 and len(head):
+        spec = dataclasses.replace(spec, num_classes=len(head))
+    model = build(spec)
+    load_weights(model, tensors, source=str(path))
+    sha256, provenance = file_sha256(path), spec.provenance
     if provenance.weights_sha256 not in ("", sha256):
         raise InputError(
             f"{path}: not the weights that {SPEC_FILE} describes (SHA-256 differs)",
             fix=f"restore the file, or give --weights {path} to take it as it is, without the recorded accuracy",
         )
-    return dataclasses.replace(spec, provenance=dataclasses.replace(provenance, weights_sha256=sha256)), str(path)
+    return dataclasses.replace(spec, provenance=dataclasses.replace(provenance, weights_sha256=sha256)), model
 
 
-def _published(name: str) -> tuple[Path, Provenance]:
+def _published(name: str) -> tuple[str, Provenance]:
     network = find_network(name)
     if not network.checkpoint:
         raise InputError(f"model '{name}': no checkpoint is published", fix="give --weights FILE, or train it")
@@ -129,7 +148,7 @@ def _published(name: str) -> tuple[Path, Provenance]:
             fix=f"cspdeploy train {name} --data DIR, or give --weights FILE, or --weights random for an UNTRAINED file",
         ) from error
     provenance = Provenance(source="published", origin=fetched.origin, weights_sha256=fetched.sha256)
-    return fetched.path, provenance
+    return str(fetched.path), provenance
 
 
 def _randomise_norms(model: nn.Module) -> None:

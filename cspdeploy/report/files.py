@@ -18,8 +18,8 @@ def render_inspection(found: Any) -> RenderableType:
     table = Table(title=f"{found.file}  {format_bytes(found.num_bytes)}", title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for what, values in (("input", found.inputs), ("output", found.outputs)):
-        for value in values:
+    for what, tensors in (("input", found.inputs), ("output", found.outputs)):
+        for value in tensors:
             table.add_row(what, f"{value.name}: {value.dtype} {list(value.shape)}")
     opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
     table.add_row("opset", f"{opsets} (IR {found.ir_version}), by {found.producer}")
@@ -27,7 +27,8 @@ def render_inspection(found: Any) -> RenderableType:
     total = sum(weight.num_values for weight in found.weights) or 1
     for weight in found.weights:
         share = f"{100 * weight.num_values / total:.4g} %"
-        table.add_row("weights", f"{weight.dtype}: {weight.num_values:,} values in {weight.num_tensors} tensors ({share})")
+        values = f"{weight.num_values:,} values in {weight.num_tensors} tensors ({share})"
+        table.add_row("weights", f"{weight.dtype}: {values}")
     table.add_row("external data", ", ".join(found.external_data) or "none")
     for key, value in found.metadata.items():
         table.add_row(f"metadata {key}", value)

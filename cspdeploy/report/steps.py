@@ -19,7 +19,8 @@ def render_steps(folder: str, manifest: Manifest) -> RenderableType:
         lines.append(Text(f"  {artifact.file}  {format_bytes(artifact.num_bytes)}"))
         for step in artifact.steps:
             if step.name not in shown:
-                lines.append(Text(f"    {step.name}: {step.detail}", style="yellow" if step.outcome == "kept" else "dim"))
+                style = "yellow" if step.outcome == "kept" else "dim"
+                lines.append(Text(f"    {step.name}: {step.detail}", style=style))
                 shown.add(step.name)
     if manifest.spec.provenance.untrained:
         lines.append(Text(UNTRAINED, style="bold yellow"))

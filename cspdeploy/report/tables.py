@@ -30,7 +30,8 @@ def _percent(value: float | None) -> str:
 def _latency_cells(row: ParityRow) -> list[str]:
     if row.timing is None:
         return ["", "", ""]
-    ratio = "1.00x" if row.timing.verdict == "reference" else f"{row.timing.ratio:.2f}x {row.timing.verdict}"
+    word = {"reference": "", "indistinguishable": "unclear"}.get(row.timing.verdict, row.timing.verdict)
+    ratio = f"{row.timing.ratio:.2f}x {word}".strip()
     return [f"{row.timing.p50_ms:.2f}", f"{row.timing.p95_ms:.2f}", ratio]
 
 
@@ -50,7 +51,7 @@ def render_verify(report: VerifyReport) -> RenderableType:
             table.add_column("accuracy", justify="right")
         for name in ("p50 ms", "p95 ms"):
             table.add_column(name, justify="right")
-        table.add_column("speed")
+        table.add_column("speed", no_wrap=True)
         rows = [row for row in report.rows if row.bundle == bundle]
         for row in rows:
             table.add_row(*_verify_cells(row, with_accuracy))
@@ -76,7 +77,7 @@ def _verify_cells(row: ParityRow, with_accuracy: bool) -> list[str | Text]:
 
 def _remarks(rows: list[ParityRow]) -> list[Text]:
     remarks = [
-        Text(f"{row.artifact} on {row.runtime}: {row.verdict}: {row.reason}", style="yellow" if not row.failed else "red")
+        Text(f"{row.artifact} on {row.runtime}: {row.verdict}: {row.reason}", style="red" if row.failed else "yellow")
         for row in rows
         if row.reason
     ]

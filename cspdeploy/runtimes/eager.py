@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from cspdeploy.core.catalog import EAGER, OUTPUT_NAME
 from cspdeploy.core.errors import InputError
 from cspdeploy.runtimes.base import Runtime, SessionRequest
@@ -24,8 +26,8 @@ def _open(device: str, request: SessionRequest) -> TorchSession:
 RUNTIMES = tuple(
     Runtime(
         name=f"torch-{device}", device=device, formats=frozenset({EAGER}), precisions=frozenset({"fp32"}), timed=True,
-        notes={}, missing=lambda device=device: missing_torch(device),
-        probe=lambda device=device: probe_torch(device), open=lambda request, device=device: _open(device, request),
+        notes={}, missing=functools.partial(missing_torch, device),
+        probe=functools.partial(probe_torch, device), open=functools.partial(_open, device),
     )
     for device in ("cpu", "cuda")
 )  # fmt: skip

@@ -85,7 +85,7 @@ def _widen_constant(node: onnx.NodeProto) -> None:
 
 
 def _rounded(before: str, after: str) -> list[onnx.NodeProto]:
-    """before -> float16 -> float32 after."""
+    """Nodes for before -> float16 -> float32 after."""
     from onnx import TensorProto, helper
 
     return [
@@ -102,18 +102,20 @@ def _open(request: SessionRequest) -> OrtSession:
         raise
     except Exception as error:  # protobuf's and ONNX Runtime's exceptions share no base class but this one
         reason = str(error).splitlines()[0][:200]
-        raise InputError(f"{request.path}: cannot be run with FP16 rounding ({reason})", fix="export it again") from error
+        message = f"{request.path}: cannot be run with FP16 rounding ({reason})"
+        raise InputError(message, fix="export it again") from error
 
 
 def _probe() -> None:
     import numpy as np
     import onnx
 
-    text = '<ir_version: 8, opset_import: ["": 18]> probe (float[1] x) => (float[1] y) { h = Cast<to = 10>(x) y = Cast<to = 1>(h) }'
+    text = """<ir_version: 8, opset_import: ["": 18]>
+        probe (float[1] x) => (float[1] y) { h = Cast<to = 10>(x) y = Cast<to = 1>(h) }"""
     model = round_every_node(onnx.parser.parse_model(text).SerializeToString())
     session = OrtSession(model, provider=CPU, optimise=False)
     if not np.isinf(session.run({"x": np.array([1e5], np.float32)})["y"][0]):
-        raise RuntimeUnavailableError("1e5 does not overflow: this engine removes casts to FP16", fix="cspdeploy doctor")
+        raise RuntimeUnavailableError("1e5 does not overflow: the engine removes casts", fix="cspdeploy doctor")
 
 
 def _missing() -> tuple[str, str] | None:
@@ -126,6 +128,7 @@ def _missing() -> tuple[str, str] | None:
 RUNTIMES = (
     Runtime(
         name="fp16-rounding", device="cpu", formats=frozenset({"onnx"}), precisions=frozenset({"fp16"}), timed=False,
-        notes={"fp16": "every node's result rounded to FP16, sums inside a node in FP32"}, missing=_missing, probe=_probe, open=_open,
+        notes={"fp16": "every node's result rounded to FP16, sums inside a node in FP32"}, missing=_missing,
+        probe=_probe, open=_open,
     ),
 )  # fmt: skip

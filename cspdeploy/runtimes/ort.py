@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections import Counter
 from collections.abc import Callable
@@ -134,7 +135,8 @@ def _open(provider: str, request: SessionRequest) -> OrtSession:
 
 def _probe(provider: str) -> None:
     session = OrtSession(_PROBE_MODEL, provider=provider)
-    if session.run({"x": np.array([1.5], np.float32)})["y"][0] != 3.0:
+    x = np.array([1.5], np.float32)
+    if session.run({"x": x})["y"] != x + x:
         raise RuntimeUnavailableError(f"{provider} computes 1.5 + 1.5 wrongly", fix="cspdeploy doctor")
 
 
@@ -150,9 +152,9 @@ def open_cpu_session(path: Path) -> OrtSession:
 RUNTIMES = tuple(
     Runtime(
         name=name, device=device, formats=frozenset({"onnx"}), precisions=frozenset({"fp32", "fp16"}), timed=True,
-        notes=_CPU_NOTES if provider == CPU else {}, missing=lambda provider=provider: _missing(provider),
-        probe=lambda provider=provider: _probe(provider),
-        open=lambda request, provider=provider: _open(provider, request),
+        notes=_CPU_NOTES if provider == CPU else {}, missing=functools.partial(_missing, provider),
+        probe=functools.partial(_probe, provider),
+        open=functools.partial(_open, provider),
     )
     for name, device, provider in (("ort-cpu", "cpu", CPU), ("ort-cuda", "cuda", CUDA))
 )  # fmt: skip

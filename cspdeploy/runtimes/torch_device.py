@@ -60,9 +60,9 @@ def missing_torch(device: str) -> tuple[str, str] | None:
         import torch
 
         if not torch.cuda.is_available():
-            built = torch.version.cuda
-            reason = "no CUDA device is usable" if built else "this torch is built without CUDA"
-            return reason, "cspdeploy doctor"
+            if torch.version.cuda is None:
+                return "this torch is built without CUDA", "install a CUDA build of torch"
+            return f"torch is built for CUDA {torch.version.cuda} and finds no device", "nvidia-smi"
     return None
 
 
@@ -75,5 +75,5 @@ def probe_torch(device: str) -> None:
     import torch
 
     ones = torch.ones(1, 1, 3, 3, device=device)
-    if float(torch.nn.functional.conv2d(ones, ones)) != 9.0:
-        raise RuntimeUnavailableError(f"torch on {device} computes a 3x3 sum of ones wrongly", fix="install torch again")
+    if int(torch.nn.functional.conv2d(ones, ones)) != 9:
+        raise RuntimeUnavailableError(f"torch on {device} adds nine ones wrongly", fix="install torch again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 from cspdeploy.core.catalog import OUTPUT_NAME
@@ -17,7 +18,8 @@ def _open(device: str, request: SessionRequest) -> TorchSession:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript as such is deprecated; users still ask for it
+            # PyTorch deprecates TorchScript as a whole; it is one of the formats that a bundle holds.
+            warnings.simplefilter("ignore", DeprecationWarning)
             module = torch.jit.load(str(request.path), map_location=device).eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
@@ -28,8 +30,8 @@ def _open(device: str, request: SessionRequest) -> TorchSession:
 RUNTIMES = tuple(
     Runtime(
         name=f"torchscript-{device}", device=device, formats=frozenset({"torchscript"}), precisions=frozenset({"fp32"}),
-        timed=True, notes={}, missing=lambda device=device: missing_torch(device),
-        probe=lambda device=device: probe_torch(device), open=lambda request, device=device: _open(device, request),
+        timed=True, notes={}, missing=functools.partial(missing_torch, device),
+        probe=functools.partial(probe_torch, device), open=functools.partial(_open, device),
     )
     for device in ("cpu", "cuda")
 )  # fmt: skip

@@ -15,8 +15,8 @@ def augment(images_NHWC: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt
     num, height, width, _ = images_NHWC.shape
     shift = max(1, round(SHIFT_SHARE * max(height, width)))
     padded = np.pad(images_NHWC, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
-    tops, lefts = rng.integers(0, 2 * shift + 1, (2, num))
-    flips = rng.random(num) < 0.5
+    tops, lefts = rng.integers(0, 2 * shift + 1, (2, num)).tolist()
+    flips = rng.integers(0, 2, size=(num,)).tolist()
     out = np.empty_like(images_NHWC)
     for i, (top, left, flip) in enumerate(zip(tops, lefts, flips, strict=True)):
         window = padded[i, top : top + height, left : left + width]

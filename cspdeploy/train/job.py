@@ -14,7 +14,13 @@ from cspdeploy.core.bundle import file_sha256
 from cspdeploy.core.datasets import FASHION_MNIST, LabelledImages, open_dataset
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import (
-    CALIBRATION_FILE, CURVE_FILE, LABELS_FILE, WEIGHTS_FILE, write_calibration, write_spec, write_text,
+    CALIBRATION_FILE,
+    CURVE_FILE,
+    LABELS_FILE,
+    WEIGHTS_FILE,
+    write_calibration,
+    write_spec,
+    write_text,
 )  # fmt: skip
 from cspdeploy.core.preprocess import load_image, resize_image
 from cspdeploy.core.spec import Accuracy, ModelSpec, Preprocess, Provenance
@@ -68,7 +74,7 @@ def train_model(
         raise InputError(f"{folder}: exists already", fix="give --overwrite, or train with another --models folder")
     training, testing = (open_dataset(data, split=split) for split in ("train", "test"))
     if training.labels != testing.labels:
-        raise InputError(f"--data {data}: train and test have different classes", fix="give both the same class folders")
+        raise InputError(f"{data}: train and test have different classes", fix="give both the same class folders")
     side_px = size_px or DEFAULT_SIZE_PX.get(data, network.preprocess.height_px)
     contract = dataclasses.replace(network.preprocess.with_size(side_px, side_px), crop_pct=1.0)
     mean, std = measure_mean_std(training, contract)
@@ -80,9 +86,11 @@ def train_model(
         spec, recipe, training=BatchLoader(training, contract, batch=recipe.batch), testing=testing_loader,
         checkpoint=run / "checkpoint.pt", resume=resume, progress=progress,
     )  # fmt: skip
-    provenance = Provenance(source="trained", origin=f"{name} on {training.name}", dataset=training.name, command=command)
+    provenance = Provenance(
+        source="trained", origin=f"{name} on {training.name}", dataset=training.name, command=command
+    )
     finished = run / "model"
-    accuracy = _write_model(finished, spec, average, training, testing_loader, provenance)
+    accuracy = _write_model(finished, spec, average, training=training, testing=testing_loader, provenance=provenance)
     write_curve(finished / CURVE_FILE, recipe, curve)
     _replace_folder(finished, folder)
     shutil.rmtree(run)
@@ -90,7 +98,7 @@ def train_model(
 
 
 def _write_model(
-    folder: Path, spec: ModelSpec, model: torch.nn.Module, training: LabelledImages, testing: BatchLoader,
+    folder: Path, spec: ModelSpec, model: torch.nn.Module, *, training: LabelledImages, testing: BatchLoader,
     provenance: Provenance,
 ) -> Accuracy:  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)

@@ -94,7 +94,7 @@ class _Trainer:
         self.optimizer.step()
         self.schedule.step()
         self._update_average()
-        return float(loss)
+        return loss.item()
 
     def _update_average(self) -> None:
         self.num_steps += 1
@@ -153,8 +153,8 @@ def train(
         trainer.load_state(read_checkpoint(checkpoint), checkpoint)
     for epoch in range(len(trainer.curve), recipe.epochs):
         started = time.monotonic()
-        losses = []
-        rate = trainer.schedule.get_last_lr()[0]
+        losses: list[float] = []
+        rate = float(trainer.schedule.get_last_lr()[0])
         for i, (x_NCHW, classes) in enumerate(training.epoch(seed=(recipe.seed, epoch))):
             losses.append(trainer.step(x_NCHW, classes))
             if not losses[-1] < float("inf"):
