@@ -14,11 +14,9 @@ import typer
 from cspdeploy import __version__
 from cspdeploy.cli import build, check, info
 from cspdeploy.cli.render import print_error
-from cspdeploy.core.errors import EXIT_OK, EXIT_USAGE, CspDeployError
+from cspdeploy.core.errors import EXIT_INTERRUPTED, EXIT_NO_ENGINE, EXIT_OK, EXIT_USAGE, CspDeployError
 
 __all__ = ["app", "main"]
-
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="cspdeploy", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -69,8 +67,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _missing_package(error: ImportError) -> int:
-    from cspdeploy.core.errors import EXIT_NO_ENGINE
-
     if os.environ.get("CSPDEPLOY_DEBUG"):
         raise error
     package = (error.name or "").partition(".")[0]

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from cspdeploy.cli.check import finish_verify
-from cspdeploy.cli.render import print_json, print_renderable, progress_bar
-from cspdeploy.core.errors import InputError
+from cspdeploy.cli.render import print_error, print_json, print_renderable, progress_bar
+from cspdeploy.core.errors import EXIT_INTERRUPTED, InputError
 
 __all__ = ["register"]
 
@@ -107,11 +107,15 @@ def train(
 
     recipe = Recipe(epochs=epochs, batch=batch, max_learning_rate=learning_rate, seed=seed)
     command = shlex.join(["cspdeploy", *(word for word in sys.argv[1:] if word not in ("--resume", "--overwrite"))])
-    with progress_bar("train") as progress:
-        report = train_model(
-            model, data=data, models=models, recipe=recipe, size_px=size, command=command, resume=resume,
-            overwrite=overwrite, progress=progress,
-        )  # fmt: skip
+    try:
+        with progress_bar("train") as progress:
+            report = train_model(
+                model, data=data, models=models, recipe=recipe, size_px=size, command=command, resume=resume,
+                overwrite=overwrite, progress=progress,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print_error("interrupted; finished epochs are kept", f"{command} --resume")
+        return EXIT_INTERRUPTED
     if json_:
         print_json(report)
     else:

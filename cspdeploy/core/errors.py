@@ -12,6 +12,7 @@ EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_ENGINE = 3
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class CspDeployError(Exception):

@@ -21,7 +21,8 @@ def relative_l2(actual: Array, reference: Array) -> float:
     """
     _require_comparable(actual, reference)
     actual64, reference64 = actual.astype(np.float64), reference.astype(np.float64)
-    distance = float(np.linalg.norm((actual64 - reference64).ravel()))
+    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, which is judged below
+        distance = float(np.linalg.norm((actual64 - reference64).ravel()))
     norm = float(np.linalg.norm(reference64.ravel()))
     if not np.isfinite(distance):
         return float("inf")
@@ -37,7 +38,8 @@ def max_abs_difference(actual: Array, reference: Array) -> float:
         ValueError: other shapes, or nothing to compare.
     """
     _require_comparable(actual, reference)
-    largest = float(np.max(np.abs(actual.astype(np.float64) - reference.astype(np.float64))))
+    with np.errstate(invalid="ignore", over="ignore"):
+        largest = float(np.max(np.abs(actual.astype(np.float64) - reference.astype(np.float64))))
     return largest if np.isfinite(largest) else float("inf")
 
 

@@ -62,6 +62,12 @@ class Artifact:
     opset: int | None
     steps: tuple[StepRecord, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.inputs) != 1 or not self.inputs[0].shape or not self.outputs:
+            raise ValueError(
+                f"{self.file}: got {len(self.inputs)} inputs and {len(self.outputs)} outputs, expected 1 each"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
@@ -77,6 +83,12 @@ class Manifest:
     """The export's own options, as given or by default."""
     tools: dict[str, str]
     """Versions that decide the bytes."""
+
+    def __post_init__(self) -> None:
+        if not self.artifacts:
+            raise ValueError("artifacts: got none, expected at least one")
+        if len(self.labels) != self.spec.num_classes:
+            raise ValueError(f"labels: got {len(self.labels)}, expected {self.spec.num_classes}")
 
 
 Verdict = Literal["pass", "numeric", "decision", "nan", "shape", "dtype", "order", "accuracy", "error",

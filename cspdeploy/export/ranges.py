@@ -56,10 +56,10 @@ def measure_ranges(
         outputs = session.run({next(iter(session.inputs)): x_NCHW[start : start + batch]})
         for name in names:
             flat = outputs[name].ravel().astype(np.float32, copy=False)
-            if flat.size == 0:
-                continue
-            absmax[name] = max(absmax[name], float(flat.max()), -float(flat.min()))
-            square_sum[name] += float(np.dot(flat, flat))
+            largest = max(float(flat.max()), -float(flat.min())) if flat.size else 0.0
+            largest = largest if np.isfinite(largest) else float("inf")
+            absmax[name] = max(absmax[name], largest)
+            square_sum[name] += _square_sum(flat, largest)
             count[name] += flat.size
     num_runs = len(x_NCHW) // batch
     return {
@@ -70,3 +70,11 @@ def measure_ranges(
         )
         for name in names
     }
+
+
+def _square_sum(flat: npt.NDArray[np.float32], largest: float) -> float:
+    """Sum of squares; scaled by the largest value, for squares of float32 numbers overflow and vanish."""
+    if largest == 0 or not np.isfinite(largest):
+        return largest
+    scaled = flat / np.float32(largest)
+    return float(np.dot(scaled, scaled)) * largest**2

@@ -33,6 +33,7 @@ from cspdeploy.train.metrics import measure_accuracy
 __all__ = ["TrainingReport", "train_model"]
 
 NUM_CALIBRATION_IMAGES = 512
+CHECKPOINT_FILE = "checkpoint.pt"
 DEFAULT_SIZE_PX = {FASHION_MNIST: 32}
 
 
@@ -66,12 +67,16 @@ def train_model(
         command: the command line, kept in spec.json.
 
     Raises:
-        InputError: unknown network or data, a model already there, or a loss that is not finite.
+        InputError: unknown network or data, a model or an unfinished run already there, or a loss that is not finite.
     """
     folder, run = models / name, models / f".{name}.run"
     network = find_network(name)
     if folder.exists() and not overwrite:
         raise InputError(f"{folder}: exists already", fix="give --overwrite, or train with another --models folder")
+    if (run / CHECKPOINT_FILE).exists() and not (resume or overwrite):
+        raise InputError(
+            f"{run}: holds an unfinished run", fix="give --resume to go on with it, or --overwrite to start anew"
+        )
     training, testing = (open_dataset(data, split=split) for split in ("train", "test"))
     if training.labels != testing.labels:
         raise InputError(f"{data}: train and test have different classes", fix="give both the same class folders")
@@ -84,7 +89,7 @@ def train_model(
     testing_loader = BatchLoader(testing, contract, batch=recipe.batch)
     average, curve = train(
         spec, recipe, training=BatchLoader(training, contract, batch=recipe.batch), testing=testing_loader,
-        checkpoint=run / "checkpoint.pt", resume=resume, progress=progress,
+        checkpoint=run / CHECKPOINT_FILE, resume=resume, progress=progress,
     )  # fmt: skip
     provenance = Provenance(
         source="trained", origin=f"{name} on {training.name}", dataset=training.name, command=command

@@ -77,8 +77,9 @@ class _Trainer:
             [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}],
             lr=recipe.max_learning_rate, momentum=recipe.momentum, nesterov=True, foreach=True,
         )  # fmt: skip
+        # At least 5 steps: the first phase of 4 would have length zero, by which OneCycleLR divides.
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, recipe.max_learning_rate, total_steps=max(2, recipe.epochs * steps_per_epoch),
+            self.optimizer, recipe.max_learning_rate, total_steps=max(5, recipe.epochs * steps_per_epoch),
             pct_start=0.25, cycle_momentum=False,
         )  # fmt: skip
         self.curve: list[EpochRecord] = []
@@ -169,7 +170,7 @@ def train(
         )  # fmt: skip
         trainer.curve.append(record)
         _write_checkpoint(checkpoint, trainer.state())
-        progress(f"epoch {epoch + 1}/{recipe.epochs}, test top-1 {100 * top1:.2f} %", 1, 1)
+        progress(f"epoch {epoch + 1}/{recipe.epochs} done, test top-1 {100 * top1:.2f} %", 1, 1)
     return trainer.average.eval(), trainer.curve
 
 
