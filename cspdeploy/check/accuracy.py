@@ -33,6 +33,7 @@ def measure_accuracy(
     for indices in data.batches(BATCH):
         logits = compute(normalise(data.resized(indices, contract), contract))
         hits = top_k(logits, 5) == data.classes[indices][:, None]  # type: ignore[arg-type]
+        hits &= np.isfinite(logits).all(axis=1)[:, None]  # sorted like any others, a row of NaN would name class 0
         num_first += int(hits[:, 0].sum())
         num_among_five += int(hits.any(axis=1).sum())
         progress(int(indices[-1]) + 1, len(data))

@@ -51,13 +51,14 @@ def diagnose() -> Diagnosis:
 
 
 def _state(runtime: Runtime) -> RuntimeState:
-    missing = runtime.missing()
-    if missing is not None:
-        return RuntimeState(name=runtime.name, works=False, reason=missing[0], fix=missing[1])
     try:
+        missing = runtime.missing()
+        if missing is not None:
+            return RuntimeState(name=runtime.name, works=False, reason=missing[0], fix=missing[1])
         runtime.probe()
     except CspDeployError as error:
         return RuntimeState(name=runtime.name, works=False, reason=error.message, fix=error.fix)
     except Exception as error:  # a broken installation may raise anything, and that is what is being asked
-        return RuntimeState(name=runtime.name, works=False, reason=str(error)[:200], fix="install it again")
+        reason = str(error)[:200] or type(error).__name__
+        return RuntimeState(name=runtime.name, works=False, reason=reason, fix="install it again")
     return RuntimeState(name=runtime.name, works=True)

@@ -35,7 +35,9 @@ def spread(samples: Sequence[float]) -> float:
 
 
 def _resampled_medians(samples: Sequence[float], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    values = np.asarray(samples, np.float64)
+    if not samples:
+        raise ValueError("no samples")
+    values = np.sort(np.asarray(samples, np.float64))  # the interval does not depend on the order of the samples
     picks = rng.integers(0, len(values), (NUM_RESAMPLES, len(values)))
     return np.asarray(np.median(values[picks], axis=1))
 
@@ -46,8 +48,6 @@ def bootstrap_median(samples: Sequence[float], *, seed: int = 0) -> tuple[float,
     Raises:
         ValueError: no samples.
     """
-    if not samples:
-        raise ValueError("no samples")
     medians = _resampled_medians(samples, np.random.default_rng(seed))
     tail = 100 * (1 - CONFIDENCE) / 2
     return percentile(medians.tolist(), tail), percentile(medians.tolist(), 100 - tail)

@@ -27,5 +27,9 @@ def noise_floor(golden: Golden) -> float:
 def tolerance_for(precision: str, floor: float) -> Tolerance:
     """The limit for artifacts of `precision` on a network whose noise floor is `floor`."""
     if precision == "fp32":
-        return Tolerance(rel_l2=FP32_NOISE_FACTOR * floor, why=f"{FP32_NOISE_FACTOR:g} x the noise floor {floor:.1e}")
+        # Bounded, since a noisy or tampered reference would otherwise excuse anything.
+        limit = min(FP32_NOISE_FACTOR * floor, FP16_LIMIT)
+        return Tolerance(rel_l2=limit, why=f"{FP32_NOISE_FACTOR:g} x the noise floor {floor:.1e}")
+    if precision != "fp16":
+        raise ValueError(f"precision '{precision}' has no tolerance")
     return Tolerance(rel_l2=FP16_LIMIT, why="FP16 rounds each of about 170 nodes by up to 4.9e-4")

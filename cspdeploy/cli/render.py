@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["print_error", "print_json", "print_renderable", "progress_bar"]
 
 Progress = Callable[[str, int, int], None]
-NARROWEST_TABLE = 120
+NARROWEST_TABLE = 140
 """Columns where output is not a terminal, so that a log keeps its tables whole."""
 
 
@@ -28,7 +28,7 @@ def print_renderable(renderable: Any) -> None:
 
     # No markup: paths and extras such as cspdeploy[gpu] hold brackets of their own.
     width = None if sys.stdout.isatty() else NARROWEST_TABLE
-    Console(width=width, markup=False, highlight=False).print(renderable)
+    Console(width=width, markup=False, emoji=False, highlight=False).print(renderable)
 
 
 def print_error(message: str, fix: str) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from cspdeploy.report.tables import format_bytes
+from cspdeploy.report.tables import compact_table, format_bytes
 
 __all__ = ["render_diagnosis", "render_inspection", "render_listing"]
 
 
 def render_inspection(found: Any) -> RenderableType:
     """An `Inspection`."""
-    table = Table(title=f"{found.file}  {format_bytes(found.num_bytes)}", title_justify="left", show_header=False)
+    table = compact_table(f"{found.file}  {format_bytes(found.num_bytes)}")
+    table.show_header = False
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for what, tensors in (("input", found.inputs), ("output", found.outputs)):
@@ -39,7 +39,7 @@ def render_listing(found: Any) -> RenderableType:
     """A `Listing`."""
     tables: list[RenderableType] = []
     for title, models in (("networks", found.networks), ("models here", found.models)):
-        table = Table(title=title, title_justify="left", header_style="bold")
+        table = compact_table(title)
         table.add_column("name", no_wrap=True)
         for name in ("size", "classes", "parameters", "GMAC", "top-1"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -58,7 +58,7 @@ def render_listing(found: Any) -> RenderableType:
 
 def render_diagnosis(found: Any) -> RenderableType:
     """A `Diagnosis`."""
-    table = Table(header_style="bold")
+    table = compact_table("")
     table.add_column("runtime", no_wrap=True)
     table.add_column("works")
     table.add_column("why not, and what to do")

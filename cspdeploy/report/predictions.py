@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from cspdeploy.report.tables import UNTRAINED
+from cspdeploy.report.tables import UNTRAINED, compact_table
 
 __all__ = ["render_predictions"]
 
@@ -23,7 +22,7 @@ class _Prediction(Protocol):
 
 def render_predictions(found: Mapping[str, Sequence[_Prediction]], *, untrained: bool) -> RenderableType:
     """A row an image: its likeliest classes with their probabilities, likeliest first."""
-    table = Table(header_style="bold")
+    table = compact_table("")
     table.add_column("image")
     table.add_column("class")
     table.add_column("probability", justify="right")

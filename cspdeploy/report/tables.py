@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from cspdeploy.core.types import ParityRow, VerifyReport
 
-__all__ = ["format_bytes", "render_bench", "render_verify"]
+__all__ = ["compact_table", "format_bytes", "render_bench", "render_verify"]
 
 _STYLES = {"pass": "green", "not-checkable": "yellow"}
 UNTRAINED = "UNTRAINED: random weights; no prediction of it means anything"
@@ -17,6 +18,14 @@ UNTRAINED = "UNTRAINED: random weights; no prediction of it means anything"
 def format_bytes(num_bytes: int) -> str:
     """Megabytes of 10^6 bytes, one decimal; empty for nothing."""
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes else ""
+
+
+def compact_table(title: str) -> Table:
+    """A table without vertical rules, so that eleven columns fit into a terminal."""
+    return Table(
+        title=title or None, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+        collapse_padding=True, show_edge=False,
+    )  # fmt: skip
 
 
 def _number(value: float | None, form: str) -> str:
@@ -40,17 +49,17 @@ def render_verify(report: VerifyReport) -> RenderableType:
     with_accuracy = any(row.top1 is not None for row in report.rows)
     parts: list[RenderableType] = []
     for bundle in dict.fromkeys(row.bundle for row in report.rows):
-        table = Table(title=bundle, title_justify="left", title_style="bold", header_style="bold")
+        table = compact_table(bundle)
         for name in ("artifact", "runtime"):
             table.add_column(name, no_wrap=True)
         table.add_column("size", justify="right", no_wrap=True)
         table.add_column("parity", no_wrap=True)
-        for name in ("rel. L2", "limit", "top-1 agrees"):
-            table.add_column(name, justify="right")
+        for name in ("rel. L2", "limit", "same top-1"):
+            table.add_column(name, justify="right", no_wrap=True)
         if with_accuracy:
-            table.add_column("accuracy", justify="right")
+            table.add_column("accuracy", justify="right", no_wrap=True)
         for name in ("p50 ms", "p95 ms"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         table.add_column("speed", no_wrap=True)
         rows = [row for row in report.rows if row.bundle == bundle]
         for row in rows:
@@ -100,7 +109,7 @@ def render_bench(report: VerifyReport) -> RenderableType:
     for bundle in dict.fromkeys(row.bundle for row in report.rows):
         rows = [row for row in report.rows if row.bundle == bundle and (row.timing or row.failed)]
         first = next((f"{row.artifact} on {row.runtime}" for row in rows if row.timing), "nothing")
-        table = Table(title=f"{bundle} (speed against {first})", title_justify="left", header_style="bold")
+        table = compact_table(f"{bundle} (speed against {first})")
         for name in ("artifact", "runtime"):
             table.add_column(name, no_wrap=True)
         for name in ("p50 ms", "95 % interval", "p95 ms", "runs"):

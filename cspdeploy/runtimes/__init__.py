@@ -19,6 +19,8 @@ def all_runtimes() -> dict[str, Runtime]:
     found: dict[str, Runtime] = {}
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
         for runtime in getattr(importlib.import_module(f"{__name__}.{module.name}"), "RUNTIMES", ()):
+            if runtime.name in found:
+                raise ValueError(f"runtime '{runtime.name}' is defined twice")
             found[runtime.name] = runtime
     return dict(sorted(found.items(), key=lambda item: item[1].device != "cpu"))
 

@@ -12,6 +12,7 @@ Not covered: engines that also accumulate in FP16.
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
@@ -94,10 +95,17 @@ def _rounded(before: str, after: str) -> list[onnx.NodeProto]:
     ]
 
 
+def _read_whole(path: Path) -> bytes:
+    """The model with the data that it keeps in files beside it."""
+    import onnx
+
+    return bytes(onnx.load(path).SerializeToString())
+
+
 def _open(request: SessionRequest) -> OrtSession:
     check_external_data(request.path)
     try:
-        return OrtSession(round_every_node(request.path.read_bytes()), provider=CPU, optimise=False)
+        return OrtSession(round_every_node(_read_whole(request.path)), provider=CPU, optimise=False)
     except InputError:
         raise
     except Exception as error:  # protobuf's and ONNX Runtime's exceptions share no base class but this one

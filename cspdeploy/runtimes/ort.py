@@ -63,7 +63,7 @@ class OrtSession:
         }
         self.outputs = [value.name for value in self._session.get_outputs()]
         self.placement = _read_placement(self._session)
-        if provider == CUDA and not self.placement.get(CUDA):
+        if provider == CUDA and self.placement and not self.placement.get(CUDA):
             raise RuntimeUnavailableError(f"asked for {CUDA}, which took no node", fix="cspdeploy doctor")
 
     def run(self, feeds: Feeds) -> Outputs:
@@ -123,7 +123,8 @@ def _open(provider: str, request: SessionRequest) -> OrtSession:
     if provider == CUDA:
         import onnxruntime
 
-        onnxruntime.preload_dlls()  # CUDA and cuDNN from the Python packages, where they are installed
+        if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and later
+            onnxruntime.preload_dlls()  # CUDA and cuDNN from the Python packages, where they are installed
     try:
         return OrtSession(request.path, provider=provider)
     except CspDeployError:

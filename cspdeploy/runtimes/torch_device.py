@@ -57,8 +57,10 @@ def missing_torch(device: str) -> tuple[str, str] | None:
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed", "pip install 'cspdeploy[export]'"
     if device == "cuda":
-        import torch
-
+        try:
+            import torch
+        except (ImportError, OSError) as error:
+            return f"torch cannot be imported ({str(error)[:120]})", "install torch again"
         if not torch.cuda.is_available():
             if torch.version.cuda is None:
                 return "this torch is built without CUDA", "install a CUDA build of torch"
