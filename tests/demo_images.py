@@ -39,7 +39,7 @@ def of_many_classes(data: LabelledImages) -> list[int]:
     for index in range(len(data.labels)):
         members = np.flatnonzero(data.classes == index)
         rank[members] = np.arange(len(members))
-    return np.argsort(rank, kind="stable").tolist()
+    return [int(index) for index in np.argsort(rank, kind="stable")]
 
 
 if __name__ == "__main__":

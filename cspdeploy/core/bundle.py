@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -129,8 +130,9 @@ def staged_folder(place: Path) -> Iterator[Path]:
     Raises:
         InputError: another process is writing there, `place` is not a folder, or it cannot be written.
     """
+    place = place.resolve()  # a link keeps pointing at the folder
     with _locked(place):
-        for stale in place.parent.glob(f".{place.name}.new-*"):
+        for stale in place.parent.glob(f".{glob.escape(place.name)}.new-*"):
             shutil.rmtree(stale, ignore_errors=True)
         if place.exists() and not (place / MANIFEST_FILE).is_file() and any(place.iterdir()):
             raise InputError(f"{place}: exists and is not a bundle", fix="give another folder with -o")

@@ -86,7 +86,7 @@ def _convert(hint: Any, value: object, where: str) -> Any:
 
 def _literal(hint: Any, value: object, where: str) -> object:
     allowed = typing.get_args(hint)
-    if value not in allowed:
+    if not any(value == one and type(value) is type(one) for one in allowed):  # True == 1, 2.0 == 2
         raise InputError(f"{where}: got {value!r}, expected one of {', '.join(map(repr, allowed))}")
     return value
 

@@ -6,7 +6,9 @@ Reading decodes through `cspdeploy.core.preprocess` alone. Shapes: N images, H h
 from __future__ import annotations
 
 import gzip
+import math
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from cspdeploy.core.spec import Preprocess
 __all__ = ["LabelledImages", "open_dataset"]
 
 FASHION_MNIST = "fashion-mnist"
+MAX_IDX_BYTES = 1 << 30
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
 FASHION_MNIST_LABELS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -92,6 +95,8 @@ def _read_fashion_mnist(folder: Path, split: str) -> LabelledImages:
     classes = _read_idx(folder / labels_name, num_dims=1)
     if len(images) != len(classes):
         raise InputError(f"{folder}: {len(images)} images, but {len(classes)} labels")
+    if len(classes) == 0 or classes.max() >= len(FASHION_MNIST_LABELS):
+        raise InputError(f"{folder / labels_name}: expected classes 0 to {len(FASHION_MNIST_LABELS) - 1}, and some")
     name = f"{FASHION_MNIST}/{split}"
     return LabelledImages(name=name, labels=FASHION_MNIST_LABELS, classes=classes.astype(np.int64), stored=images)
 
@@ -104,9 +109,11 @@ def _read_idx(path: Path, *, num_dims: int) -> npt.NDArray[np.uint8]:
             if magic != 0x0800 | num_dims:
                 raise InputError(f"{path}: magic {magic:#010x}, expected {0x0800 | num_dims:#010x}")
             shape = struct.unpack(f">{num_dims}I", file.read(4 * num_dims))
-            size = int(np.prod(shape, dtype=np.int64))
+            size = math.prod(shape)
+            if size > MAX_IDX_BYTES:
+                raise InputError(f"{path}: {size} bytes of data, expected at most {MAX_IDX_BYTES}")
             data = file.read(size + 1)
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, struct.error, zlib.error) as error:
         raise InputError(f"{path}: not an IDX file ({error})") from error
     if len(data) != size:
         raise InputError(f"{path}: {len(data)} bytes of data, expected {size}")
@@ -117,6 +124,9 @@ def _read_folder(folder: Path, split: str) -> LabelledImages:
     names = ("train",) if split == "train" else ("test", "val")
     root = next((folder / name for name in names if (folder / name).is_dir()), None)
     whole = root is not None
+    others = [name for name in ("train", "test", "val") if (folder / name).is_dir()]
+    if others and not whole:
+        raise InputError(f"{folder}: has {', '.join(others)}/, but no {' or '.join(names)}/", fix="add the folder")
     root = root or folder
     labels = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if len(labels) < 2:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.model_folder import UNREADABLE
 
 __all__ = ["Golden", "num_golden_images", "read_golden", "write_golden"]
 
@@ -71,7 +72,7 @@ def read_golden(path: Path) -> Golden:
                 output_fp64=_require(arrays["output_fp64"], np.float64),
                 output_fp32=_require(arrays["output_fp32"], np.float32),
             )
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a golden file ({error})", fix="export the bundle again") from error
 
 

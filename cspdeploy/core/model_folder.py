@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,11 @@ LABELS_FILE = "labels.txt"
 CALIBRATION_FILE = "calibration.npz"
 CURVE_FILE = "train.json"
 
+# All that numpy and zipfile raise on a broken or hostile .npz.
+UNREADABLE = (
+    OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+MAX_CALIBRATION_BYTES = 1 << 30
 MAX_JSON_BYTES = 64 << 20  # a manifest is a few kilobytes; this bounds what a hostile one can make us allocate
 
 
@@ -105,10 +111,14 @@ def read_calibration(path: Path) -> npt.NDArray[np.uint8]:
         InputError: missing, not such a file, or empty.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(entry.file_size for entry in archive.infolist())
+        if total > MAX_CALIBRATION_BYTES:
+            raise InputError(f"{path}: unpacks to {total} bytes, expected at most {MAX_CALIBRATION_BYTES}")
         with np.load(path, allow_pickle=False) as archive:
             images: npt.NDArray[np.uint8] = archive["images"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not calibration images ({error})") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)) or len(images) == 0:
         raise InputError(f"{path}: got {images.dtype} {list(images.shape)}, expected uint8 [N, H, W] or [N, H, W, 3]")
     return images

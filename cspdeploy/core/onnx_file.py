@@ -16,7 +16,9 @@ __all__ = ["check_external_data", "external_data_files"]
 
 _GRAPH = 7  # ModelProto
 _NODE, _INITIALIZER, _SPARSE = 1, 5, 15  # GraphProto.node, .initializer, .sparse_initializer
+_FUNCTION, _FUNCTION_NODE = 25, 7
 _ATTRIBUTE = 5  # NodeProto
+_ATTRIBUTE_SPARSE, _SPARSE_TENSORS = (22, 23), (1, 2)  # AttributeProto.sparse_tensor(s); .values, .indices
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = (5, 10), (6, 11)  # AttributeProto.t, .tensors; .g, .graphs
 _EXTERNAL_DATA = 13  # TensorProto.external_data, entries of key = 1 and value = 2
 
@@ -30,12 +32,10 @@ def external_data_files(path: Path) -> list[str]:
         InputError: missing, empty, truncated or not a protocol buffer with a graph.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
-            try:
-                return sorted(_model_locations(view))
-            finally:
-                view.release()
+        with path.open("rb") as file:
+            # Not closed here: an error's traceback holds slices of the mapping, which goes with the last of them.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return sorted(_model_locations(memoryview(mapped)))
     except (ValueError, IndexError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not an ONNX file, or a truncated one ({error})", fix="export it again") from error
     except OSError as error:
@@ -50,10 +50,15 @@ def check_external_data(path: Path) -> None:
     """
     for location in external_data_files(path):
         target = path.parent / location
-        inside = target.resolve().is_relative_to(path.parent.resolve())
+        try:
+            inside = target.resolve().is_relative_to(path.parent.resolve())
+            present = target.is_file()
+        except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL in it
+            reason = f"{path}: external data '{location[:80]}' cannot be a file ({type(error).__name__})"
+            raise InputError(reason, fix="do not use this file") from error
         if not location or Path(location).is_absolute() or not inside:
             raise InputError(f"{path}: external data '{location}' leaves the folder", fix="do not use this file")
-        if not target.is_file():
+        if not present:
             raise InputError(f"{target}: missing, {path.name} keeps its weights there", fix="copy both files")
 
 
@@ -61,7 +66,13 @@ def _model_locations(model: Buffer) -> set[str]:
     graphs = [value for number, value in _fields(model) if number == _GRAPH]
     if not graphs:
         raise ValueError("no graph in it")
-    return {location for graph in graphs for location in _graph_locations(graph)}
+    found = {location for graph in graphs for location in _graph_locations(graph)}
+    for number, function in _fields(model):
+        if number == _FUNCTION:
+            for field, node in _fields(function):
+                if field == _FUNCTION_NODE:
+                    found.update(_node_locations(node))
+    return found
 
 
 def _graph_locations(graph: Buffer) -> Iterator[str]:
@@ -69,18 +80,29 @@ def _graph_locations(graph: Buffer) -> Iterator[str]:
         if number == _INITIALIZER:
             yield from _tensor_locations(value)
         elif number == _SPARSE:
-            for _, tensor in _fields(value):
-                yield from _tensor_locations(tensor)
+            yield from _sparse_locations(value)
         elif number == _NODE:
-            for field, attribute in _fields(value):
-                if field == _ATTRIBUTE:
-                    yield from _attribute_locations(attribute)
+            yield from _node_locations(value)
+
+
+def _node_locations(node: Buffer) -> Iterator[str]:
+    for number, attribute in _fields(node):
+        if number == _ATTRIBUTE:
+            yield from _attribute_locations(attribute)
+
+
+def _sparse_locations(sparse: Buffer) -> Iterator[str]:
+    for number, tensor in _fields(sparse):
+        if number in _SPARSE_TENSORS:
+            yield from _tensor_locations(tensor)
 
 
 def _attribute_locations(attribute: Buffer) -> Iterator[str]:
     for number, value in _fields(attribute):
         if number in _ATTRIBUTE_TENSORS:
             yield from _tensor_locations(value)
+        elif number in _ATTRIBUTE_SPARSE:
+            yield from _sparse_locations(value)
         elif number in _ATTRIBUTE_GRAPHS:
             yield from _graph_locations(value)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.spec import Preprocess
@@ -26,6 +26,12 @@ ImageSource = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
 MAX_IMAGE_PIXELS = 100_000_000
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -75,7 +81,8 @@ def load_image(source: ImageSource) -> Image.Image:
             size = f"{image.width}x{image.height} px"
             raise InputError(f"{name}: got {size}, expected at most {MAX_IMAGE_PIXELS} pixels", fix="shrink the image")
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))  # not exif_transpose: it writes the EXIF anew
+        upright = image.transpose(turn) if turn is not None else image
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: {error}", fix="shrink the image") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
@@ -88,8 +95,8 @@ def _read_bytes(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
         return "image bytes", source
     try:
         return str(source), Path(source).read_bytes()
-    except OSError as error:
-        raise InputError(f"{source}: {error.strerror or error}", fix="name an image file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"{source}: {getattr(error, 'strerror', None) or error}", fix="name an image file") from error
 
 
 def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
@@ -122,6 +129,10 @@ def resize_image(image: Image.Image, contract: Preprocess) -> npt.NDArray[np.uin
         int(contract.height_px / contract.crop_pct) / image.height,
     )
     scaled = (max(size[0], round(image.width * scale)), max(size[1], round(image.height * scale)))
+    if scaled[0] * scaled[1] > MAX_IMAGE_PIXELS:
+        raise InputError(
+            f"image of {image.width}x{image.height} px: too thin, scaled it has {scaled[0]}x{scaled[1]} px"
+        )
     if scaled != image.size:
         image = image.resize(scaled, resampling)
     # Rounds as torchvision's CenterCrop does, so that published accuracies hold.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -39,6 +40,8 @@ class Preprocess:
             raise ValueError(f"size: got {self.height_px}x{self.width_px} px, expected positive numbers")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct: got {self.crop_pct}, expected a number in (0, 1]")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise ValueError(f"mean, std: got {self.mean}, {self.std}, expected finite numbers")
         if min(self.std) <= 0:
             raise ValueError(f"std: got {self.std}, expected positive numbers")
 

@@ -72,6 +72,11 @@ class StageConfig:
     se_ratio: float
     """Squeeze-and-excitation width as a share of the channels; 0: none."""
 
+    def __post_init__(self) -> None:
+        smallest = min(self.depth, self.out_chs, self.groups)
+        if smallest < 1:
+            raise ValueError(f"depth, out_chs, groups: got {smallest}, expected at least 1")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CspNetConfig:
@@ -115,6 +120,10 @@ def _conv_down(config: StageConfig, in_chs: int, out_chs: int, act: Act) -> nn.M
 
 def _blocks(config: StageConfig, in_chs: int, act: Act) -> nn.Sequential:
     out_chs = round(config.out_chs * config.block_ratio)
+    if config.depth < 1 or out_chs != in_chs:
+        raise ValueError(
+            f"stage: {config.depth} blocks from {in_chs} to {out_chs} channels, expected some, as wide as their input"
+        )
     blocks = []
     for _ in range(config.depth):
         block = BLOCKS[config.block](

@@ -6,6 +6,7 @@ A pickle that needs code is refused. Keys and shapes must match the network exac
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 
 import torch
@@ -62,7 +63,17 @@ def read_checkpoint(path: Path) -> JsonObject:
             f"{path}: refused, this pickle is {reason} ({str(error).splitlines()[0][:120]})",
             fix="save the state dict alone: torch.save(model.state_dict(), FILE), or use safetensors",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        AssertionError,
+        TypeError,
+        AttributeError,
+        struct.error,
+    ) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: not a PyTorch file ({first[:120]})", fix="fetch the weights again") from error
     if not isinstance(state, dict):
@@ -100,11 +111,12 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, source: str) -
             f"{source}: weights of another network: {'; '.join(sorted(problems)[:MAX_LISTED])}{more}",
             fix="name the model that these weights were made for",
         )
-    broken = sorted(key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all())
+    fitting = {key: value.to(expected[key].dtype) for key, value in tensors.items()}
+    broken = sorted(key for key, value in fitting.items() if not value.isfinite().all())
     if broken:
         named = ", ".join(broken[:MAX_LISTED])
         raise InputError(f"{source}: NaN or infinite values in {named}", fix="use other weights")
-    model.load_state_dict({**expected, **tensors})
+    model.load_state_dict({**expected, **fitting})
 
 
 def write_safetensors(path: Path, model: nn.Module, *, dtype: torch.dtype) -> None:

@@ -23,8 +23,8 @@ def format_bytes(num_bytes: int) -> str:
 def compact_table(title: str) -> Table:
     """A table without vertical rules, so that eleven columns fit into a terminal."""
     return Table(
-        title=title or None, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
-        collapse_padding=True, show_edge=False,
+        title=title or None, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD,
+        pad_edge=False, collapse_padding=True, show_edge=False,
     )  # fmt: skip
 
 

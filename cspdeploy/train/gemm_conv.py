@@ -53,7 +53,7 @@ def _windows(size: tuple[int, int], kernel: int, stride: int) -> list[tuple[slic
 
 def _gather(x_NHWC: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """`[N, H, W, K*K*C]`: every output pixel's window."""
-    if kernel == 1 and stride == 1:
+    if kernel == 1 and stride == 1 and padding == 0:
         return x_NHWC
     padded = nn.functional.pad(x_NHWC, (0, 0, padding, padding, padding, padding))
     rows = (padded.shape[1] - kernel) // stride + 1
@@ -63,7 +63,7 @@ def _gather(x_NHWC: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
 
 def _scatter(grad_patches: Tensor, shape: torch.Size, kernel: int, stride: int, padding: int) -> Tensor:
     """The transpose of `_gather`."""
-    if kernel == 1 and stride == 1:
+    if kernel == 1 and stride == 1 and padding == 0:
         return grad_patches
     num, height, width, chs = shape
     padded = grad_patches.new_zeros(num, height + 2 * padding, width + 2 * padding, chs)
@@ -86,11 +86,17 @@ def _forward(conv: nn.Conv2d, x_NCHW: Tensor) -> Tensor:
     return y_NHWO.permute(0, 3, 1, 2)
 
 
+def _dense_and_square(conv: nn.Conv2d) -> bool:
+    plain = conv.groups == 1 and conv.bias is None and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    sides = (conv.kernel_size, conv.stride, conv.padding)
+    return plain and all(not isinstance(pair, str) and pair[0] == pair[1] for pair in sides)
+
+
 def use_gemm_convolutions(model: nn.Module) -> None:
     """Make the dense square convolutions of `model` compute by matrix product wherever their map is small.
 
     Affects training passes on the CPU only; without gradients the module's own forward runs.
     """
     for conv in model.modules():
-        if isinstance(conv, nn.Conv2d) and conv.groups == 1 and conv.bias is None:
+        if isinstance(conv, nn.Conv2d) and _dense_and_square(conv):
             conv.forward = functools.partial(_forward, conv)  # type: ignore[method-assign]

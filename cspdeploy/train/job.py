@@ -80,7 +80,9 @@ def train_model(
     training, testing = (open_dataset(data, split=split) for split in ("train", "test"))
     if training.labels != testing.labels:
         raise InputError(f"{data}: train and test have different classes", fix="give both the same class folders")
-    side_px = size_px or DEFAULT_SIZE_PX.get(data, network.preprocess.height_px)
+    side_px = DEFAULT_SIZE_PX.get(data, network.preprocess.height_px) if size_px is None else size_px
+    if side_px < 1:
+        raise InputError(f"--size: got {side_px} px, expected a positive number")
     contract = dataclasses.replace(network.preprocess.with_size(side_px, side_px), crop_pct=1.0)
     mean, std = measure_mean_std(training, contract)
     contract = dataclasses.replace(contract, mean=mean, std=std)

@@ -65,6 +65,7 @@ class _Trainer:
     def __init__(self, spec: ModelSpec, recipe: Recipe, steps_per_epoch: int) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
+        self.spec = spec
         self.steps_per_epoch = steps_per_epoch
         self.model = build(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if hasattr(self.model, "zero_init_residual"):
@@ -114,13 +115,22 @@ class _Trainer:
             "num_steps": self.num_steps,
             "curve": [to_json(record) for record in self.curve],
             "recipe": asdict(self.recipe),
+            "spec": to_json(self.spec),
+            "steps_per_epoch": self.steps_per_epoch,
         }
 
     def load_state(self, state: JsonObject, source: Path) -> None:
+        if missing := sorted(self.state().keys() - state.keys()):
+            raise InputError(f"{source}: not a checkpoint of a training run (no {', '.join(missing)})")
         if state["recipe"] != asdict(self.recipe):
             changed = sorted(k for k, v in asdict(self.recipe).items() if state["recipe"].get(k) != v)
             raise InputError(
                 f"{source}: was trained with another recipe ({', '.join(changed)} differ)",
+                fix="resume with the options of the first run, or delete the checkpoint",
+            )
+        if state["spec"] != to_json(self.spec) or state["steps_per_epoch"] != self.steps_per_epoch:
+            raise InputError(
+                f"{source}: was trained on other data or another network",
                 fix="resume with the options of the first run, or delete the checkpoint",
             )
         self.model.load_state_dict(state["model"])

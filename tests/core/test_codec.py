@@ -42,12 +42,16 @@ GOOD: dict[str, Any] = {
     "shape": ["N", 3], "counts": {"k": 1}, "note": None,
 }  # fmt: skip
 
+words = st.text('aé"\\\n\0\u2028😀', max_size=5)
 leaves = st.builds(Leaf, size=st.integers(), ratio=st.floats(allow_nan=False))
 trees = st.builds(
     Tree,
-    name=st.text().filter(lambda text: text != "forbidden"),
+    name=words,
     leaves=st.lists(leaves, max_size=3).map(tuple),
-    shape=st.lists(st.integers() | st.text(), max_size=4).map(tuple),
+    pair=st.tuples(st.integers(), words),
+    shape=st.lists(st.integers() | words, max_size=4).map(tuple),
+    counts=st.dictionaries(words, st.integers(), max_size=3),
+    note=st.none() | words,
 )
 
 

@@ -9,7 +9,14 @@ import pytest
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import (
-    MAX_JSON_BYTES, read_calibration, read_json, read_labels, read_spec, write_calibration, write_spec, write_text,
+    MAX_JSON_BYTES,
+    read_calibration,
+    read_json,
+    read_labels,
+    read_spec,
+    write_calibration,
+    write_spec,
+    write_text,
 )  # fmt: skip
 from cspdeploy.core.spec import Accuracy, ModelSpec, Provenance
 
@@ -33,6 +40,7 @@ def test_only_random_weights_are_untrained(tiny_spec: ModelSpec) -> None:
         ("schema_version", 2, "schema_version 2"),
         ("colour", "red", r"\$\.colour: unknown key"),
         ("num_classes", "10", r"\$\.num_classes"),
+        ("num_classes", 0, "num_classes: got 0"),
         ("preprocess", {}, r"\$\.preprocess\.height_px: missing"),
     ],
 )
@@ -60,9 +68,7 @@ def test_bad_spec_names_the_file_and_the_field(
         ("height_px", 0),
     ],
 )
-def test_impossible_preprocessing_is_refused(
-    tmp_path: Path, tiny_spec: ModelSpec, field: str, value: object
-) -> None:
+def test_impossible_preprocessing_is_refused(tmp_path: Path, tiny_spec: ModelSpec, field: str, value: object) -> None:
     write_spec(tmp_path, tiny_spec)
     path = tmp_path / "spec.json"
     data = json.loads(path.read_text())

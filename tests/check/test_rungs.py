@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from cspdeploy.check.rungs import Rung, list_rungs
+from cspdeploy.core.bundle import read_manifest
+from cspdeploy.core.errors import InputError, RuntimeUnavailableError
+
+CPU_RUNGS = [
+    ("eager", "torch-cpu"),
+    ("torchscript", "torchscript-cpu"),
+    ("onnx", "ort-cpu"),
+    ("onnx-fp16", "fp16-rounding"),
+    ("onnx-fp16", "ort-cpu"),
+]
+
+
+def _rungs(folder: Path, *runtimes: str) -> list[Rung]:
+    return list_rungs(folder, read_manifest(folder), runtimes=list(runtimes))
+
+
+def _names(rungs: list[Rung]) -> list[tuple[str, str]]:
+    return [(rung.artifact, rung.runtime.name) for rung in rungs]
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def _hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """As if `packages` were not installed, for all who ask before they import."""
+    find = importlib.util.find_spec
+
+    def find_others(name: str, package: str | None = None) -> importlib.machinery.ModuleSpec | None:
+        return None if name in packages else find(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_others)
+
+
+def test_ladder_is_complete_and_in_order(tiny_bundle: Path) -> None:
+    rungs = [rung for rung in _rungs(tiny_bundle) if rung.runtime.device == "cpu"]
+    assert _names(rungs) == CPU_RUNGS
+    assert [rung.not_checkable for rung in rungs] == [""] * 5
+    for rung in rungs:
+        assert rung.request.path.is_file()
+        assert rung.num_bytes == rung.request.path.stat().st_size
+        assert rung.output_names == ("logits",)
+        assert rung.precision == ("fp16" if "fp16" in rung.artifact else "fp32")
+
+
+def test_batch_is_the_artifacts_own(tiny_bundle: Path) -> None:
+    batches = {rung.artifact: rung.batch for rung in _rungs(tiny_bundle)}
+    assert batches == {"eager": None, "torchscript": None, "onnx": 1, "onnx-fp16": 1}
+
+
+def test_only_the_runtimes_that_were_asked_for(tiny_bundle: Path) -> None:
+    assert _names(_rungs(tiny_bundle, "ort-cpu")) == [("onnx", "ort-cpu"), ("onnx-fp16", "ort-cpu")]
+    assert _names(_rungs(tiny_bundle, "ort-cpu", "torch-cpu")) == [
+        ("eager", "torch-cpu"), ("onnx", "ort-cpu"), ("onnx-fp16", "ort-cpu"),
+    ]  # fmt: skip
+
+
+def test_unknown_runtime(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="--runtime ort: unknown"):
+        _rungs(tiny_bundle, "ort")
+
+
+def test_absent_device_is_left_out_unless_asked_for(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert "ort-cuda" not in [name for _, name in _names(_rungs(tiny_bundle))]
+    with pytest.raises(RuntimeUnavailableError, match="ort-cuda"):
+        _rungs(tiny_bundle, "ort-cpu", "ort-cuda")
+
+
+def test_missing_engine_of_the_cpu_gives_rungs_that_say_so(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _hide(monkeypatch, "torch")
+    rungs = _rungs(tiny_bundle)
+    assert _names(rungs) == CPU_RUNGS
+    reasons = {rung.runtime.name: rung.not_checkable for rung in rungs}
+    assert "torch is not installed" in reasons["torch-cpu"]
+    assert "pip install 'cspdeploy[export]'" in reasons["torchscript-cpu"]
+    assert reasons["ort-cpu"] == reasons["fp16-rounding"] == ""
+
+
+def test_missing_engine_that_was_asked_for_is_an_error(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _hide(monkeypatch, "torch")
+    with pytest.raises(RuntimeUnavailableError, match="--runtime torchscript-cpu: torch is not installed"):
+        _rungs(tiny_bundle, "torchscript-cpu")
+
+
+# --- the weights of the eager rung ---
+
+
+def _eager(folder: Path) -> Rung:
+    return _rungs(folder, "torch-cpu")[0]
+
+
+def test_weights_lie_where_the_export_found_them(bundle: Path, tiny_models: Path) -> None:
+    assert _eager(bundle).request.path == tiny_models / "tiny" / "model.safetensors"
+
+
+def test_weights_in_the_models_folder_beside(bundle: Path, tiny_models: Path) -> None:
+    _edit(bundle, lambda data: data["options"].update(weights="/nowhere/model.safetensors"))
+    assert _eager(bundle).not_checkable == "the weights that the bundle was made from are not here"
+    shutil.copytree(tiny_models, bundle.parent.parent / "models")
+    found = _eager(bundle)
+    assert found.not_checkable == ""
+    assert found.request.path == bundle.parent.parent / "models" / "tiny" / "model.safetensors"
+
+
+def test_weights_in_the_models_folder_here(
+    bundle: Path, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _edit(bundle, lambda data: data["options"].update(weights="random"))
+    shutil.copytree(tiny_models, tmp_path / "here" / "models")
+    monkeypatch.chdir(tmp_path / "here")
+    assert _eager(bundle).request.path.samefile(tmp_path / "here" / "models" / "tiny" / "model.safetensors")
+
+
+def test_other_bytes_are_not_the_weights(bundle: Path, tiny_models: Path, tmp_path: Path) -> None:
+    """A model that was trained further must not pass for the one that was exported."""
+    content = bytearray((tiny_models / "tiny" / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "changed.safetensors").write_bytes(content)
+    _edit(bundle, lambda data: data["options"].update(weights=str(tmp_path / "changed.safetensors")))
+    assert "are not here" in _eager(bundle).not_checkable
+
+
+def test_no_weights_without_a_hash(bundle: Path) -> None:
+    _edit(bundle, lambda data: data["spec"]["provenance"].update(weights_sha256=""))
+    assert "are not here" in _eager(bundle).not_checkable
+
+
+# --- manifests that hold too little ---
+
+
+def test_artifact_without_inputs(bundle: Path) -> None:
+    _edit(bundle, lambda data: data["artifacts"][1].update(inputs=[]))
+    with pytest.raises(InputError, match="manifest"):
+        _rungs(bundle)
+
+
+def test_artifact_whose_input_has_no_batch(bundle: Path) -> None:
+    _edit(bundle, lambda data: data["artifacts"][1]["inputs"][0].update(shape=[]))
+    with pytest.raises(InputError, match="manifest"):
+        _rungs(bundle)
+
+
+def test_no_artifact_at_all(bundle: Path) -> None:
+    _edit(bundle, lambda data: data.update(artifacts=[]))
+    with pytest.raises(InputError, match="manifest"):
+        _rungs(bundle)

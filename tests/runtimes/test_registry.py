@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+import cspdeploy.runtimes
+from cspdeploy.core.errors import EXIT_NO_ENGINE, InputError, RuntimeUnavailableError
+from cspdeploy.runtimes import all_runtimes, available_runtimes, require_runtime
+from cspdeploy.runtimes.ort import CUDA
+
+NEW_ENGINE = """
+from cspdeploy.runtimes.base import Runtime
+RUNTIMES = (
+    Runtime(
+        name="abacus-cpu", device="cpu", formats=frozenset({"onnx"}), precisions=frozenset({"fp32"}), timed=False,
+        notes={}, missing=lambda: ("no abacus here", "buy one"), probe=lambda: None, open=lambda request: None,
+    ),
+)
+"""
+
+
+@pytest.fixture
+def fresh_registry() -> Iterator[None]:
+    all_runtimes.cache_clear()
+    yield
+    all_runtimes.cache_clear()
+
+
+def test_names_and_devices() -> None:
+    assert set(all_runtimes()) == {
+        "torch-cpu", "torch-cuda", "torchscript-cpu", "torchscript-cuda", "ort-cpu", "ort-cuda", "fp16-rounding",
+    }  # fmt: skip
+    for name, runtime in all_runtimes().items():
+        assert runtime.name == name
+        assert runtime.device == ("cuda" if name.endswith("-cuda") else "cpu")
+    assert not all_runtimes()["fp16-rounding"].timed
+
+
+def test_cpu_comes_first() -> None:
+    devices = [runtime.device for runtime in all_runtimes().values()]
+    assert devices == sorted(devices)
+
+
+def test_every_file_with_an_engine_is_found() -> None:
+    folder = Path(cspdeploy.runtimes.__file__).parent
+    files = [path.stem for path in folder.glob("*.py") if "\nRUNTIMES = " in path.read_text()]
+    assert sorted(files) == ["eager", "fp16_rounding", "ort", "torchscript"]
+    defined = [runtime for name in files for runtime in importlib.import_module(f"cspdeploy.runtimes.{name}").RUNTIMES]
+    assert len(defined) == len(all_runtimes())
+    for runtime in defined:
+        assert all_runtimes()[runtime.name] is runtime
+
+
+@pytest.mark.usefixtures("fresh_registry")
+def test_new_engine_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "abacus.py").write_text(NEW_ENGINE)
+    monkeypatch.setattr(cspdeploy.runtimes, "__path__", [*cspdeploy.runtimes.__path__, str(tmp_path)])
+    assert "abacus-cpu" in all_runtimes()
+    assert "ort-cpu" in all_runtimes()
+    assert "abacus-cpu" not in [runtime.name for runtime in available_runtimes()]
+    with pytest.raises(RuntimeUnavailableError, match="--runtime abacus-cpu: no abacus here") as caught:
+        require_runtime("abacus-cpu")
+    assert caught.value.fix == "buy one"
+
+
+def test_unknown_runtime_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"--runtime ort-cpuu: unknown, expected one of .*ort-cpu") as caught:
+        require_runtime("ort-cpuu")
+    assert caught.value.fix == "--runtime ort-cpu"
+
+
+def test_runtime_like_no_other_gets_the_list() -> None:
+    with pytest.raises(InputError, match="torchscript-cpu") as caught:
+        require_runtime("quantum")
+    assert caught.value.fix == "cspdeploy doctor"
+
+
+def test_device_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(RuntimeUnavailableError, match=f"--runtime ort-cuda: this onnxruntime has no {CUDA}") as caught:
+        require_runtime("ort-cuda")
+    assert caught.value.exit_code == EXIT_NO_ENGINE == 3
+    assert "cspdeploy[gpu]" in caught.value.fix
+    assert "ort-cuda" not in [runtime.name for runtime in available_runtimes()]
+
+
+def test_runtime_reads_its_own_formats_and_precisions() -> None:
+    ort, rounding, eager = (all_runtimes()[name] for name in ("ort-cpu", "fp16-rounding", "torch-cpu"))
+    assert ort.reads(format_="onnx", precision="fp32")
+    assert ort.reads(format_="onnx", precision="fp16")
+    assert not ort.reads(format_="torchscript", precision="fp32")
+    assert not rounding.reads(format_="onnx", precision="fp32")
+    assert not eager.reads(format_="onnx", precision="fp32")
