@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -47,28 +48,37 @@ def _root(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 a check failed, 2 wrong use, 3 engine missing."""
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="cspdeploy", standalone_mode=False)
     except CspDeployError as error:
-        if os.environ.get("CSPDEPLOY_DEBUG"):
-            raise
+        _print_traceback()
         print_error(error.message, error.fix)
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print_error("interrupted; nothing half-written was left", "")
-        return EXIT_INTERRUPTED
     except ImportError as error:
+        _print_traceback()
         return _missing_package(error)
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's usage errors, which typer re-exports under changing names
-            print_error(error.format_message(), "cspdeploy --help")
-            return EXIT_USAGE
-        raise
+        if not hasattr(error, "format_message"):
+            raise
+        return _wrong_use(error.format_message())  # click's usage errors, which typer re-exports under changing names
+    if code == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this code
+        print_error("interrupted; nothing half-written was left", "")
     return code if isinstance(code, int) else EXIT_OK
 
 
-def _missing_package(error: ImportError) -> int:
+def _wrong_use(message: str) -> int:
+    if message.startswith("Usage:"):  # no command at all: the help is the answer
+        sys.stderr.write(f"{message}\n")
+    else:
+        print_error(message, "cspdeploy --help")
+    return EXIT_USAGE
+
+
+def _print_traceback() -> None:
     if os.environ.get("CSPDEPLOY_DEBUG"):
-        raise error
+        traceback.print_exc()
+
+
+def _missing_package(error: ImportError) -> int:
     package = (error.name or "").partition(".")[0]
     extras = {"onnxruntime": "cpu", "huggingface_hub": "hub"}
     if package in {"torch", "onnx", "onnxscript", "onnxsim", "safetensors", *extras}:

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from cspdeploy.cli.check import finish_verify
-from cspdeploy.cli.render import print_error, print_json, print_renderable, progress_bar
-from cspdeploy.core.errors import EXIT_INTERRUPTED, InputError
+from cspdeploy.cli.render import print_json, print_renderable, progress_bar
+from cspdeploy.core.errors import InputError, InterruptedRunError
 
 __all__ = ["register"]
 
@@ -113,9 +113,8 @@ def train(
                 model, data=data, models=models, recipe=recipe, size_px=size, command=command, resume=resume,
                 overwrite=overwrite, progress=progress,
             )  # fmt: skip
-    except KeyboardInterrupt:
-        print_error("interrupted; finished epochs are kept", f"{command} --resume")
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError("interrupted; finished epochs are kept", fix=f"{command} --resume") from error
     if json_:
         print_json(report)
     else:

@@ -6,7 +6,14 @@ An exception means that the job could not be done.
 
 from __future__ import annotations
 
-__all__ = ["CspDeployError", "InputError", "MissingExtraError", "RuntimeUnavailableError", "TamperedError"]
+__all__ = [
+    "CspDeployError",
+    "InputError",
+    "InterruptedRunError",
+    "MissingExtraError",
+    "RuntimeUnavailableError",
+    "TamperedError",
+]
 
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
@@ -48,6 +55,12 @@ class RuntimeUnavailableError(CspDeployError):
     """An engine or device that was asked for is not here, or did not take the work."""
 
     exit_code = EXIT_NO_ENGINE
+
+
+class InterruptedRunError(CspDeployError):
+    """The user stopped a run that can be resumed."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class MissingExtraError(CspDeployError):

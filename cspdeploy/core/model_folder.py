@@ -42,11 +42,11 @@ def read_json(path: Path) -> JsonObject:
             raise InputError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}")
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise InputError(f"{path}: {error.strerror or error}", fix="name a folder that holds it") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
+        raise InputError(f"{path}: not JSON ({error})", fix="restore the file, or make it again") from error
     if not isinstance(data, dict):
-        raise InputError(f"{path}: got a {type(data).__name__}, expected an object")
+        raise InputError(f"{path}: got a {type(data).__name__}, expected an object", fix="restore the file")
     return data
 
 
@@ -93,7 +93,7 @@ def read_labels(path: Path, *, num_classes: int) -> tuple[str, ...]:
     try:
         labels = tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}", fix="give one class name a line") from error
     if len(labels) != num_classes:
         raise InputError(f"{path}: got {len(labels)} labels, expected {num_classes}", fix="one class name a line")
     return labels
@@ -118,7 +118,7 @@ def read_calibration(path: Path) -> npt.NDArray[np.uint8]:
         with np.load(path, allow_pickle=False) as archive:
             images: npt.NDArray[np.uint8] = archive["images"]
     except UNREADABLE as error:
-        raise InputError(f"{path}: not calibration images ({error})") from error
+        raise InputError(f"{path}: not calibration images ({error})", fix="give --calib DIR instead") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)) or len(images) == 0:
         raise InputError(f"{path}: got {images.dtype} {list(images.shape)}, expected uint8 [N, H, W] or [N, H, W, 3]")
     return images

@@ -39,7 +39,7 @@ def external_data_files(path: Path) -> list[str]:
     except (ValueError, IndexError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not an ONNX file, or a truncated one ({error})", fix="export it again") from error
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise InputError(f"{path}: {error.strerror or error}", fix="name an .onnx file") from error
 
 
 def check_external_data(path: Path) -> None:

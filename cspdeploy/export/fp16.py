@@ -12,8 +12,7 @@ real images, and a node stays float32 if one of these holds:
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from cspdeploy.core.metrics import relative_l2
 from cspdeploy.core.types import StepRecord
 from cspdeploy.export.ranges import TensorRange, measure_ranges
-from cspdeploy.export.rewrite import write_model
+from cspdeploy.export.rewrite import captured_names, subgraphs_of, write_model
 
 __all__ = ["convert_fp16"]
 
@@ -99,15 +98,29 @@ def _record(graph: onnx.GraphProto, plan: _Plan, num_images: int) -> StepRecord:
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
     nodes = []
     for node in graph.node:
-        value = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
-        if node.op_type == "Constant" and value is not None:
-            tensor = graph.initializer.add()
-            tensor.CopyFrom(value)
+        tensor = _constant(node)
+        if tensor is not None:
             tensor.name = node.output[0]
+            graph.initializer.append(tensor)
         else:
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The float32 or other tensor of a Constant node; None for other nodes and for constants of other kinds."""
+    if node.op_type != "Constant":
+        return None
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            value: onnx.TensorProto = attribute.t
+            return value
+        if attribute.name == "value_float":
+            return numpy_helper.from_array(np.asarray(attribute.f, np.float32))
+        if attribute.name == "value_floats":
+            return numpy_helper.from_array(np.asarray(attribute.floats, np.float32))
+    return None
 
 
 def _float_tensors(model: onnx.ModelProto) -> frozenset[str]:
@@ -127,12 +140,12 @@ def _plan(graph: onnx.GraphProto, floats: frozenset[str], ranges: dict[str, Tens
     plan = _Plan()
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in floats}
     unfit = {name: reason for name, array in weights.items() if (reason := _unfit_weight(array))}
-    captured = {name for node in graph.node for name in _captured(node)}
+    captured = {name for node in graph.node for name in captured_names(node)}
     for index, node in enumerate(graph.node):
         touched = [name for name in (*node.input, *node.output) if name in ranges]
         reason = _reason(node, [(name, ranges[name]) for name in touched], ranges)
         reason = reason or next((f"weights: {unfit[name]}" for name in node.input if name in unfit), "")
-        if not reason and (list(_subgraphs(node)) or captured.intersection(node.output)):
+        if not reason and (list(subgraphs_of(node)) or captured.intersection(node.output)):
             reason = "operator: has or feeds a subgraph"
         if reason and any(name in floats for name in (*node.input, *node.output)):
             plan.reasons[index] = reason
@@ -162,26 +175,15 @@ def _reason(node: onnx.NodeProto, touched: list[tuple[str, TensorRange]], ranges
             return f"overflow: reaches {values.absmax:.3g} of 65504"
     if node.op_type in _SUMS and node.input[0] in ranges and node.output[0] in ranges:
         whole, parts = ranges[node.input[0]], ranges[node.output[0]]
-        total = whole.absmax * whole.num_elements / max(1, parts.num_elements)
+        window = next((list(item.ints) for item in node.attribute if item.name == "kernel_shape"), [])
+        num_summed = math.prod(window) if window else whole.num_elements / max(1, parts.num_elements)
+        total = whole.absmax * num_summed
         if total > FP16_MAX:
             return f"sum: may reach {total:.3g} of 65504"
     for name, values in touched:
         if name in node.output and 0 < values.rms < FP16_SMALLEST_NORMAL:
             return f"underflow: root mean square {values.rms:.1e}"
     return ""
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _names_in(graph: onnx.GraphProto) -> Iterable[str]:
-    own = (name for node in graph.node for name in node.input)
-    below = (_names_in(subgraph) for node in graph.node for subgraph in _subgraphs(node))
-    return itertools.chain(own, (value.name for value in graph.output), *below)
 
 
 class _Converter:
@@ -208,7 +210,7 @@ class _Converter:
             self._nodes.append(node)
             if half:
                 self._make_half(node)
-        used = {name for node in self._nodes for name in (*node.input, *_captured(node))} | self._outputs
+        used = {name for node in self._nodes for name in (*node.input, *captured_names(node))} | self._outputs
         kept = [tensor for name, tensor in self._weights.items() if name in used]
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self._nodes)
@@ -250,11 +252,6 @@ class _Converter:
             self._nodes.append(_cast(name, converted, half=half))
         self._made[name, half] = converted
         return converted
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that the subgraphs of `node` use; those of the outer graph are among them."""
-    return {name for subgraph in _subgraphs(node) for name in _names_in(subgraph)}
 
 
 def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:

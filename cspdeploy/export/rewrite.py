@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -10,7 +12,7 @@ from onnx import numpy_helper
 
 from cspdeploy.core.catalog import MAX_IR_VERSION
 
-__all__ = ["split_expansion_convolutions", "write_model"]
+__all__ = ["captured_names", "split_expansion_convolutions", "subgraphs_of", "write_model"]
 
 # Elementwise, without a parameter of the channel: they commute with a split along channels.
 _ELEMENTWISE = frozenset({"LeakyRelu", "Relu", "Sigmoid", "Tanh", "Mish", "Clip", "HardSwish", "Elu", "Softplus"})
@@ -40,7 +42,7 @@ def split_expansion_convolutions(source: Path, target: Path) -> int:
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
-    uses = Counter(name for node in graph.node for name in node.input)
+    uses = Counter(name for node in graph.node for name in (*node.input, *captured_names(node)))
     uses.update(value.name for value in graph.output)
     new_nodes: dict[str, list[onnx.NodeProto]] = {}
     dropped: list[onnx.NodeProto] = []
@@ -100,7 +102,7 @@ def _expand(
     for part, (size, output) in enumerate(zip(sizes, split.output, strict=True)):
         inputs = [conv.input[0]]
         for name, array in zip(conv.input[1:], arrays, strict=True):
-            inputs.append(f"{name}/part{part}")
+            inputs.append(f"{conv.output[0]}/{name}/part{part}")  # convolutions may share a weight
             graph.initializer.append(numpy_helper.from_array(array[start : start + size].copy(), inputs[-1]))
         start += size
         for i, old in enumerate([conv, *activations]):
@@ -123,10 +125,30 @@ def _split_sizes(split: onnx.NodeProto, weights: dict[str, onnx.TensorProto], nu
 
 
 def _drop_unused_initializers(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    used = {name for node in graph.node for name in (*node.input, *captured_names(node))}
+    used |= {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     shapes = {name for node in graph.node for name in node.output}
     values = [value for value in graph.value_info if value.name in shapes]
     del graph.initializer[:], graph.value_info[:]
     graph.initializer.extend(kept)
     graph.value_info.extend(values)
+
+
+def subgraphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Bodies of If, Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _names_in(graph: onnx.GraphProto) -> Iterable[str]:
+    own = (name for node in graph.node for name in node.input)
+    below = (_names_in(subgraph) for node in graph.node for subgraph in subgraphs_of(node))
+    return itertools.chain(own, (value.name for value in graph.output), *below)
+
+
+def captured_names(node: onnx.NodeProto) -> set[str]:
+    """Names that the subgraphs of `node` use; those of the outer graph are among them."""
+    return {name for subgraph in subgraphs_of(node) for name in _names_in(subgraph)}

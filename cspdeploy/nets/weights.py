@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import warnings
 from pathlib import Path
 
 import torch
@@ -56,11 +57,14 @@ def read_checkpoint(path: Path) -> JsonObject:
     """
     _require_file(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickles by other tools, which the error below explains
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = "needs code to be run" if "Unsupported global" in str(error) or "GLOBAL" in str(error) else "corrupt"
+        lines = str(error).splitlines() or [type(error).__name__]
+        why = next((line for line in lines if "nsupported" in line), lines[0]).strip()
         raise InputError(
-            f"{path}: refused, this pickle is {reason} ({str(error).splitlines()[0][:120]})",
+            f"{path}: refused, this pickle needs code to be run, or is corrupt ({why[:160]})",
             fix="save the state dict alone: torch.save(model.state_dict(), FILE), or use safetensors",
         ) from error
     except (

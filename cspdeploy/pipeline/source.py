@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +77,11 @@ def resolve_source(
     folder = _model_folder(name, models)
     spec = read_spec(folder) if folder else spec_of(find_network(name))
     if folder:
-        spec = dataclasses.replace(spec, name=folder.resolve().name)
-    if size_px:
-        spec = dataclasses.replace(spec, preprocess=spec.preprocess.with_size(*size_px))
+        spec = _renamed(spec, folder.resolve().name)
+    if size_px and size_px != (spec.preprocess.height_px, spec.preprocess.width_px):
+        # The recorded accuracy is that of the model's own size.
+        provenance = dataclasses.replace(spec.provenance, accuracy=None)
+        spec = dataclasses.replace(spec, preprocess=spec.preprocess.with_size(*size_px), provenance=provenance)
     pictures, origin = _real_images(spec, folder, images)
     if weights == RANDOM_WEIGHTS:
         spec, model = _untrained(spec)
@@ -89,6 +92,14 @@ def resolve_source(
     return Source(spec=spec, model=model.eval(), labels=labels, weights=weights, images=pictures, images_origin=origin)
 
 
+def _renamed(spec: ModelSpec, name: str) -> ModelSpec:
+    """A bundle is called as the folder its model came from."""
+    try:
+        return dataclasses.replace(spec, name=name)
+    except ValueError as error:
+        raise InputError(f"model folder {error}", fix="rename the folder") from error
+
+
 def _model_folder(name: str, models: Path) -> Path | None:
     for folder in (models / name, Path(name)):
         if (folder / SPEC_FILE).is_file():
@@ -96,12 +107,12 @@ def _model_folder(name: str, models: Path) -> Path | None:
     if name in NETWORKS:
         return None
     known = sorted({path.parent.name for path in models.glob(f"*/{SPEC_FILE}")})
-    try:
-        find_network(name)
-    except InputError as error:
-        trained = f"; in {models}: {', '.join(known)}" if known else ""
-        raise InputError(f"{error.message}{trained}", fix=error.fix) from None
-    return None
+    near = difflib.get_close_matches(name, [*NETWORKS, *known], n=1, cutoff=0.4)
+    trained = f"; in {models}: {', '.join(known)}" if known else ""
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise InputError(
+        f"model '{name}': unknown, networks are {', '.join(NETWORKS)}{trained}", fix=f"{hint}see: cspdeploy list"
+    )
 
 
 def _untrained(spec: ModelSpec) -> tuple[ModelSpec, nn.Module]:

@@ -1,0 +1,69 @@
+"""README's commands, run in order on the shipped model; its table of artifacts; its Python example."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cspdeploy.cli.app import main
+from cspdeploy.core.datasets import FASHION_MNIST_FOLDER, open_dataset
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = (line for block in blocks("sh") for line in block.splitlines())
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("cspdeploy ")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder with a `models/` in it, a photo and a folder of labelled photos."""
+    if not (FASHION_MNIST_FOLDER / "t10k-images-idx3-ubyte.gz").is_file():
+        pytest.skip("the Debian package dataset-fashion-mnist is not installed")
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "models" / "cspdarknet53", folder / "models" / "cspdarknet53")
+    data = open_dataset("fashion-mnist", split="test")
+    Image.fromarray(np.asarray(data.source(0))).save(folder / "photo.png")
+    for index in range(120):
+        below = folder / "photos" / str(data.classes[index] % 2)
+        below.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(data.source(index))).save(below / f"{index}.png")
+    return folder
+
+
+@pytest.mark.timeout(900)  # the shipped network, whole, on whatever machine this is
+def test_every_command_runs_in_order(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    found = commands()
+    assert {words[0] for words in found} >= {
+        "export",
+        "verify",
+        "bench",
+        "predict",
+        "list",
+        "doctor",
+        "inspect",
+        "train",
+    }
+    for words in found:
+        code = main(words)
+        assert code == 0, f"cspdeploy {shlex.join(words)}: {capsys.readouterr().err}"
+    for block in blocks("python"):
+        shown = subprocess.run([sys.executable, "-c", block], check=True, capture_output=True, text=True).stdout
+        assert shown == "Ankle boot\n"
