@@ -7,12 +7,13 @@ bytes, 5 four bytes. Field numbers are those of onnx.proto. Large payloads are s
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from cspdeploy.core.errors import InputError
 
-__all__ = ["check_external_data", "external_data_files"]
+__all__ = ["check_external_data", "count_nodes", "external_data_files"]
 
 _GRAPH = 7  # ModelProto
 _NODE, _INITIALIZER, _SPARSE = 1, 5, 15  # GraphProto.node, .initializer, .sparse_initializer
@@ -23,6 +24,7 @@ _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = (5, 10), (6, 11)  # AttributeProto.t, .t
 _EXTERNAL_DATA = 13  # TensorProto.external_data, entries of key = 1 and value = 2
 
 Buffer = memoryview
+T = TypeVar("T")
 
 
 def external_data_files(path: Path) -> list[str]:
@@ -31,15 +33,28 @@ def external_data_files(path: Path) -> list[str]:
     Raises:
         InputError: missing, empty, truncated or not a protocol buffer with a graph.
     """
+    return sorted(_read(path, _model_locations))
+
+
+def _read(path: Path, reader: Callable[[Buffer], T]) -> T:
     try:
         with path.open("rb") as file:
             # Not closed here: an error's traceback holds slices of the mapping, which goes with the last of them.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return sorted(_model_locations(memoryview(mapped)))
+        return reader(memoryview(mapped))
     except (ValueError, IndexError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not an ONNX file, or a truncated one ({error})", fix="export it again") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}", fix="name an .onnx file") from error
+
+
+def count_nodes(path: Path) -> int:
+    """Nodes of the main graph, without reading the weights.
+
+    Raises:
+        InputError: as `external_data_files`.
+    """
+    return sum(number == _NODE for graph in _read(path, _graphs) for number, _ in _fields(graph))
 
 
 def check_external_data(path: Path) -> None:
@@ -62,11 +77,15 @@ def check_external_data(path: Path) -> None:
             raise InputError(f"{target}: missing, {path.name} keeps its weights there", fix="copy both files")
 
 
-def _model_locations(model: Buffer) -> set[str]:
+def _graphs(model: Buffer) -> list[Buffer]:
     graphs = [value for number, value in _fields(model) if number == _GRAPH]
     if not graphs:
         raise ValueError("no graph in it")
-    found = {location for graph in graphs for location in _graph_locations(graph)}
+    return graphs
+
+
+def _model_locations(model: Buffer) -> set[str]:
+    found = {location for graph in _graphs(model) for location in _graph_locations(graph)}
     for number, function in _fields(model):
         if number == _FUNCTION:
             for field, node in _fields(function):

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from cspdeploy.core.metrics import relative_l2
 from cspdeploy.core.types import StepRecord
 from cspdeploy.export.ranges import TensorRange, measure_ranges
 from cspdeploy.export.rewrite import captured_names, subgraphs_of, write_model
@@ -32,6 +32,7 @@ __all__ = ["convert_fp16"]
 FP16_MAX = 65504.0
 HEADROOM = 4.0
 FP16_SMALLEST_NORMAL = 2.0**-14
+LARGE_BYTES = 1024
 WEIGHT_ERROR_LIMIT = 2.0**-9  # four times the worst rounding error of a normal number, so only lost values pass it
 
 _FP32_OPERATORS = frozenset({
@@ -65,7 +66,8 @@ def convert_fp16(source: Path, target: Path, x_NCHW: npt.NDArray[np.float32], *,
     _constants_to_initializers(model.graph)
     floats = _float_tensors(model)
     computed = [name for node in model.graph.node for name in node.output if name in floats]
-    inputs = [value.name for value in model.graph.input if value.name in floats]
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value.name for value in model.graph.input if value.name in floats and value.name not in weights]
     ranges = measure_ranges(model, computed, x_NCHW, batch=batch)
     ranges |= {name: _array_range(x_NCHW) for name in inputs}
     plan = _plan(model.graph, floats, ranges)
@@ -125,10 +127,29 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 def _float_tensors(model: onnx.ModelProto) -> frozenset[str]:
     """Names of all float32 tensors, by ONNX's own type inference."""
-    graph = shape_inference.infer_shapes(model, strict_mode=True).graph
+    graph = shape_inference.infer_shapes(_without_weights(model), strict_mode=True).graph
     typed = (*graph.input, *graph.output, *graph.value_info)
     names = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     return frozenset(names | {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT})
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large initializers as inputs of their type: what type inference needs, without 100 MB."""
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph = light.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    given = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() < LARGE_BYTES:  # shapes, axes, scales: inference reads their values
+            graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return light
 
 
 def _array_range(x: npt.NDArray[np.float32]) -> TensorRange:
@@ -138,7 +159,7 @@ def _array_range(x: npt.NDArray[np.float32]) -> TensorRange:
 
 def _plan(graph: onnx.GraphProto, floats: frozenset[str], ranges: dict[str, TensorRange]) -> _Plan:
     plan = _Plan()
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in floats}
+    weights = {tensor.name: _writable(tensor) for tensor in graph.initializer if tensor.name in floats}
     unfit = {name: reason for name, array in weights.items() if (reason := _unfit_weight(array))}
     captured = {name for node in graph.node for name in captured_names(node)}
     for index, node in enumerate(graph.node):
@@ -151,7 +172,7 @@ def _plan(graph: onnx.GraphProto, floats: frozenset[str], ranges: dict[str, Tens
             plan.reasons[index] = reason
     in_half = {name for i, node in enumerate(graph.node) if i not in plan.reasons for name in node.input}
     for name in sorted(in_half.intersection(weights)):
-        lost = int(np.count_nonzero((weights[name] != 0) & (weights[name].astype(np.float16) == 0)))
+        lost = int(np.count_nonzero((weights[name] != 0) & (_to_half(weights[name]) == 0)))
         if lost:
             plan.flushed[name] = lost
     return plan
@@ -161,10 +182,21 @@ def _unfit_weight(array: npt.NDArray[np.float32]) -> str:
     largest = float(np.abs(array).max(initial=0.0))
     if largest > FP16_MAX:
         return f"{largest:.3g} is beyond 65504"
-    if array.size == 0:
-        return ""
-    error = relative_l2(array.astype(np.float16), array)
+    exact = torch.from_numpy(array)
+    norm = torch.linalg.vector_norm(exact, dtype=torch.float64)
+    error = float(torch.linalg.vector_norm(exact - exact.half(), dtype=torch.float64) / norm) if norm else 0.0
     return f"rounding error {error:.1e}" if error > WEIGHT_ERROR_LIMIT else ""
+
+
+def _writable(tensor: onnx.TensorProto) -> npt.NDArray[np.float32]:
+    """The values, in memory of their own: torch warns of arrays that it must not write to."""
+    return np.array(numpy_helper.to_array(tensor), np.float32)
+
+
+def _to_half(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Round to nearest, ties to even, as numpy does; torch does it with the CPU's own instruction."""
+    half: npt.NDArray[np.float16] = torch.from_numpy(array).half().numpy()
+    return half
 
 
 def _reason(node: onnx.NodeProto, touched: list[tuple[str, TensorRange]], ranges: dict[str, TensorRange]) -> str:
@@ -242,7 +274,7 @@ class _Converter:
         if name in self._weights:
             if not half:
                 return name
-            array = numpy_helper.to_array(self._weights[name]).astype(np.float16)
+            array = _to_half(_writable(self._weights[name]))
             converted = f"{name}/fp16"
             self._weights[converted] = numpy_helper.from_array(array, converted)
         elif (name in self._half) == half or (name in self._outputs and not half):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from cspdeploy.core.catalog import FP32_FLOOR, FP32_NOISE_FACTOR
 from cspdeploy.core.metrics import relative_l2
+from cspdeploy.core.onnx_file import count_nodes
 from cspdeploy.core.types import StepRecord
 from cspdeploy.runtimes.ort import OrtSession, open_cpu_session
 
@@ -52,7 +53,7 @@ class SimplifyJob:
         if reason:
             shutil.copyfile(self._source, self._target)
             return StepRecord(name="simplify", outcome="kept", detail=f"unsimplified graph kept: {reason}")
-        facts = {"nodes_before": _num_nodes(self._source), "nodes_after": _num_nodes(self._target), "limit": LIMIT}
+        facts = {"nodes_before": count_nodes(self._source), "nodes_after": count_nodes(self._target), "limit": LIMIT}
         detail = f"{facts['nodes_before']} -> {facts['nodes_after']} nodes, equal on real and random inputs"
         return StepRecord(name="simplify", outcome="done", detail=detail, facts=facts)
 
@@ -112,9 +113,3 @@ def _difference(before: OrtSession, after: OrtSession, x_NCHW: npt.NDArray[np.fl
         if not distance <= LIMIT:
             return f"relative L2 {distance:.1e}, limit {LIMIT:.1e}"
     return ""
-
-
-def _num_nodes(path: Path) -> int:
-    import onnx
-
-    return len(onnx.load(path, load_external_data=False).graph.node)

@@ -494,7 +494,9 @@ def _own_answers(folder: Path, *, num_right: int) -> LabelledImages:
     classes = top_k(golden.output_fp64, 1)[:, 0]
     classes[num_right:] = (classes[num_right:] + 1) % 10
     assert len(classes) == 20
-    return LabelledImages(name="own/test", labels=tuple("abcdefghij"), classes=classes, stored=golden.images)
+    return LabelledImages(
+        name="own/test", labels=tuple(f"label {i}" for i in range(10)), classes=classes, stored=golden.images
+    )
 
 
 def test_accuracy_of_a_broken_artifact_is_not_measured(bundle: Path) -> None:
