@@ -77,7 +77,7 @@ def verify_bundles(
         raise InputError("nothing could be checked: no runtime here reads these artifacts", fix="cspdeploy doctor")
     broken = next((row for row in rows if row.failed), None)
     return VerifyReport(
-        verdict="fail" if broken else "pass",
+        verdict="fail" if broken else "pass" if settings.parity else "not-checked",
         first_break=f"{broken.bundle}: {broken.artifact} on {broken.runtime}: {broken.reason}" if broken else "",
         noise_floor=floors, untrained=tuple(untrained), rows=tuple(rows), warnings=tuple(warnings),
         environment=describe_environment(),
@@ -141,7 +141,8 @@ class _BundleCheck:
     def _check(self, rung: Rung) -> tuple[ParityRow, Callable[[], None] | None]:
         """The row, and what to time: None where nothing is timed."""
         row = ParityRow(
-            bundle=str(self._folder), artifact=rung.artifact, runtime=rung.runtime.name, verdict="pass",
+            bundle=str(self._folder), artifact=rung.artifact, runtime=rung.runtime.name,
+            verdict="pass" if self._settings.parity else "not-checked",
             num_bytes=rung.num_bytes, note=rung.runtime.notes.get(rung.precision, ""),
         )  # fmt: skip
         if rung.not_checkable:

@@ -27,9 +27,11 @@ class LatencySettings:
     min_seconds: float = 1.0
     warmup_runs: int = 3
     warmup_seconds: float = 0.2
-    burst: int = 3
-    """Timed runs in a row before the next thing's turn. One untimed run comes first, since engines leave threads
-    spinning and caches full of their own weights when they hand over."""
+    burst: int = 5
+    """Timed runs in a row before the next thing's turn."""
+    lead_in_seconds: float = 0.03
+    """Untimed runs before a burst, one at least: an engine that hands over leaves caches full of its own weights, and
+    threads that spin for some milliseconds more."""
     seed: int = 0
 
 
@@ -52,7 +54,7 @@ def measure_latency(
     if not calls:
         raise ValueError("nothing to time")
     for call in calls.values():
-        _warm_up(call, settings, clock)
+        _run_untimed(call, settings.warmup_runs, settings.warmup_seconds, clock)
     samples_ms: dict[str, list[float]] = {name: [] for name in calls}
     rng = np.random.default_rng(settings.seed)
     names = list(calls)
@@ -63,7 +65,7 @@ def measure_latency(
             break
         for index in rng.permutation(len(names)):
             name = names[index]
-            calls[name]()
+            _run_untimed(calls[name], 1, settings.lead_in_seconds, clock)
             for _ in range(settings.burst):
                 started = clock()
                 calls[name]()
@@ -71,10 +73,10 @@ def measure_latency(
     return {name: _summarise(samples, samples_ms[names[0]], name == names[0]) for name, samples in samples_ms.items()}
 
 
-def _warm_up(call: Callable[[], None], settings: LatencySettings, clock: Callable[[], float]) -> None:
+def _run_untimed(call: Callable[[], None], min_runs: int, min_seconds: float, clock: Callable[[], float]) -> None:
     started = clock()
     runs = 0
-    while runs < settings.warmup_runs or clock() - started < settings.warmup_seconds:
+    while runs < min_runs or clock() - started < min_seconds:
         call()
         runs += 1
 

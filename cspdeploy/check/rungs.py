@@ -91,4 +91,9 @@ def _find_weights(folder: Path, manifest: Manifest) -> Path | None:
         Path("models") / name / WEIGHTS_FILE,
         folder.parent.parent / "models" / name / WEIGHTS_FILE,
     ]
-    return next((path for path in places if sha256 and path.is_file() and file_sha256(path) == sha256), None)
+    return next((path for path in places if sha256 and _may_be_weights(path) and file_sha256(path) == sha256), None)
+
+
+def _may_be_weights(path: Path) -> bool:
+    """The path may come from a manifest of unknown origin: nothing but a weights file is read."""
+    return path.suffix in (".safetensors", ".pth", ".pt", ".bin") and path.is_file()

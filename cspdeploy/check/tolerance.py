@@ -32,4 +32,4 @@ def tolerance_for(precision: str, floor: float) -> Tolerance:
         return Tolerance(rel_l2=limit, why=f"{FP32_NOISE_FACTOR:g} x the noise floor {floor:.1e}")
     if precision != "fp16":
         raise ValueError(f"precision '{precision}' has no tolerance")
-    return Tolerance(rel_l2=FP16_LIMIT, why="FP16 rounds each of about 170 nodes by up to 4.9e-4")
+    return Tolerance(rel_l2=FP16_LIMIT, why="FP16 rounds each node's result by up to 4.9e-4")

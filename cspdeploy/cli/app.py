@@ -56,6 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         _print_traceback()
         return _missing_package(error)
+    except OSError as error:  # a file that cannot be read or written, wherever that shows
+        _print_traceback()
+        print_error(f"{error.filename or 'file'}: {error.strerror or error}", "check the path and its permissions")
+        return EXIT_USAGE
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

@@ -132,6 +132,7 @@ def staged_folder(place: Path) -> Iterator[Path]:
     """
     place = place.resolve()  # a link keeps pointing at the folder
     with _locked(place):
+        _restore(place)
         for stale in place.parent.glob(f".{glob.escape(place.name)}.new-*"):
             shutil.rmtree(stale, ignore_errors=True)
         if place.exists() and not (place / MANIFEST_FILE).is_file() and any(place.iterdir()):
@@ -144,6 +145,15 @@ def staged_folder(place: Path) -> Iterator[Path]:
             _move_into_place(staging, place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _restore(place: Path) -> None:
+    """Put back an old bundle that a writer without atomic exchange had moved aside when it was killed."""
+    for aside in sorted(place.parent.glob(f".{glob.escape(place.name)}.old-*")):
+        if place.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(place)
 
 
 @contextmanager
@@ -180,7 +190,7 @@ def _move_into_place(staging: Path, place: Path) -> None:
         staging.rename(place)
     elif not _exchange(staging, place):
         # No atomic exchange on this system: between the two renames the old bundle lies beside its place.
-        aside = place.parent / f".{place.name}.new-old-{os.getpid()}"
+        aside = place.parent / f".{place.name}.old-{os.getpid()}"
         place.rename(aside)
         staging.rename(place)
         shutil.rmtree(aside, ignore_errors=True)

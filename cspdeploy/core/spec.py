@@ -13,6 +13,7 @@ from cspdeploy.core.codec import JsonObject
 __all__ = ["Accuracy", "ModelSpec", "NetworkSpec", "Preprocess", "Provenance"]
 
 SPEC_SCHEMA_VERSION = 1
+MAX_SIDE_PX = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +37,8 @@ class Preprocess:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if self.height_px < 1 or self.width_px < 1:
-            raise ValueError(f"size: got {self.height_px}x{self.width_px} px, expected positive numbers")
+        if not (1 <= self.height_px <= MAX_SIDE_PX and 1 <= self.width_px <= MAX_SIDE_PX):
+            raise ValueError(f"size: got {self.height_px}x{self.width_px} px, expected 1 to {MAX_SIDE_PX} a side")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct: got {self.crop_pct}, expected a number in (0, 1]")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)):

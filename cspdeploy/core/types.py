@@ -92,10 +92,10 @@ class Manifest:
 
 
 Verdict = Literal["pass", "numeric", "decision", "nan", "shape", "dtype", "order", "accuracy", "error",
-                  "not-checkable"]  # fmt: skip
+                  "not-checkable", "not-checked"]  # fmt: skip
 """pass; too far from the reference; another class wins; NaN or infinity; wrong shape, dtype, or outputs or images in
 another order; labelled accuracy out of budget; the engine cannot open or run it; and not checkable here, which is
-neither a pass nor a failure."""
+neither a pass nor a failure; not checked, where only latency was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,14 +145,14 @@ class ParityRow:
     @property
     def failed(self) -> bool:
         """Whether the row makes the whole command fail."""
-        return self.verdict not in ("pass", "not-checkable")
+        return self.verdict not in ("pass", "not-checkable", "not-checked")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """What `cspdeploy verify` found."""
 
-    verdict: Literal["pass", "fail"]
+    verdict: Literal["pass", "fail", "not-checked"]
     first_break: str
     """The first rung of the ladder that broke, or empty."""
     noise_floor: dict[str, float]

@@ -21,7 +21,7 @@ class TensorRange:
     Attributes:
         absmax: largest magnitude.
         rms: root of the mean square.
-        per_image: number of elements for one image.
+        num_elements: of the tensor, for one image.
     """
 
     absmax: float

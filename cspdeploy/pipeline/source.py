@@ -87,7 +87,7 @@ def resolve_source(
         spec, model = _untrained(spec)
     else:
         weights, provenance = _locate_weights(spec, folder, weights)
-        spec, model = _load(dataclasses.replace(spec, provenance=provenance), Path(weights), own_head=folder is None)
+        spec, model = _load(dataclasses.replace(spec, provenance=provenance), Path(weights), size_px=size_px)
     labels = _labels(spec, folder)
     return Source(spec=spec, model=model.eval(), labels=labels, weights=weights, images=pictures, images_origin=origin)
 
@@ -130,12 +130,14 @@ def _locate_weights(spec: ModelSpec, folder: Path | None, weights: str | None) -
     return _published(spec.name)
 
 
-def _load(spec: ModelSpec, path: Path, *, own_head: bool) -> tuple[ModelSpec, nn.Module]:
-    """The network with its weights. `own_head`: a user's checkpoint of a zoo network brings its number of classes."""
+def _load(spec: ModelSpec, path: Path, *, size_px: tuple[int, int] | None) -> tuple[ModelSpec, nn.Module]:
+    """The network with its weights. A checkpoint of a named network brings its own number of classes."""
     tensors = read_state_dict(path)
     head = tensors.get(HEAD_BIAS)
-    if own_head and head is not None and head.ndim == 1 and len(head):
-        spec = dataclasses.replace(spec, num_classes=len(head))
+    if spec.name in NETWORKS and head is not None and head.ndim == 1 and len(head) not in (0, spec.num_classes):
+        network = spec_of(find_network(spec.name))  # of other classes, so not the model folder's, but the network's own
+        contract = network.preprocess.with_size(*size_px) if size_px else network.preprocess
+        spec = dataclasses.replace(network, num_classes=len(head), preprocess=contract, provenance=spec.provenance)
     model = build(spec)
     load_weights(model, tensors, source=str(path))
     sha256, provenance = file_sha256(path), spec.provenance
@@ -172,7 +174,7 @@ def _randomise_norms(model: nn.Module) -> None:
 
 
 def _labels(spec: ModelSpec, folder: Path | None) -> tuple[str, ...]:
-    if folder is not None and (folder / LABELS_FILE).is_file():
+    if folder is not None and (folder / LABELS_FILE).is_file() and read_spec(folder).num_classes == spec.num_classes:
         return read_labels(folder / LABELS_FILE, num_classes=spec.num_classes)
     return tuple(f"class {index}" for index in range(spec.num_classes))
 

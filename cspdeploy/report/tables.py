@@ -121,5 +121,7 @@ def render_bench(report: VerifyReport) -> RenderableType:
             runs = str(row.timing.num_runs) if row.timing else ""
             table.add_row(row.artifact, row.runtime, p50, interval, p95, runs, speed)
         parts.append(table)
+        if bundle in report.untrained:
+            parts.append(Text(f"{bundle} is {UNTRAINED}", style="bold yellow"))
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     return Group(*parts)

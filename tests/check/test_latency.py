@@ -9,7 +9,7 @@ import pytest
 from cspdeploy.check.latency import LatencySettings, measure_latency, noise_warning
 from cspdeploy.core.types import Timing
 
-QUICK = LatencySettings(min_runs=6, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, burst=1)
+QUICK = LatencySettings(min_runs=6, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0, burst=1)
 
 
 class Machine:
@@ -57,7 +57,9 @@ def test_known_durations() -> None:
 
 def test_both_minima_are_reached() -> None:
     machine = Machine()
-    settings = LatencySettings(min_runs=10, min_seconds=1.0, warmup_runs=1, warmup_seconds=0.0, burst=3)
+    settings = LatencySettings(
+        min_runs=10, min_seconds=1.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0, burst=3
+    )
     calls = {"quick": machine.job("quick", 0.01), "slow": machine.job("slow", 0.5)}
     found = measure_latency(calls, settings, clock=machine.clock)
     for timing in found.values():
@@ -72,7 +74,9 @@ def test_both_minima_are_reached() -> None:
 
 def test_warm_up_is_not_in_the_samples() -> None:
     machine = Machine()
-    settings = LatencySettings(min_runs=6, min_seconds=0.0, warmup_runs=4, warmup_seconds=0.0, burst=2)
+    settings = LatencySettings(
+        min_runs=6, min_seconds=0.0, warmup_runs=4, warmup_seconds=0.0, lead_in_seconds=0.0, burst=2
+    )
     calls = {"cold": machine.job("cold", lambda count: 9.0 if count < 4 else 0.001)}
     found = measure_latency(calls, settings, clock=machine.clock)
     assert max(found["cold"].samples_ms) == pytest.approx(1.0)
@@ -80,7 +84,9 @@ def test_warm_up_is_not_in_the_samples() -> None:
 
 def test_warm_up_lasts_for_its_seconds() -> None:
     machine = Machine()
-    settings = LatencySettings(min_runs=3, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.2, burst=3)
+    settings = LatencySettings(
+        min_runs=3, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.2, lead_in_seconds=0.0, burst=3
+    )
     calls = {"cold": machine.job("cold", lambda count: 0.05 if count < 4 else 0.001)}
     found = measure_latency(calls, settings, clock=machine.clock)
     assert max(found["cold"].samples_ms) == pytest.approx(1.0)
@@ -95,7 +101,9 @@ def test_run_after_a_handover_is_not_in_the_samples() -> None:
         machine.now_s += 0.001 if machine.log and machine.log[-1] == "a" else 5.0
         machine.log.append("a")
 
-    settings = LatencySettings(min_runs=12, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, burst=3)
+    settings = LatencySettings(
+        min_runs=12, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0, burst=3
+    )
     found = measure_latency({"a": call, "b": machine.job("b", 0.002)}, settings, clock=machine.clock)
     assert max(found["a"].samples_ms) == pytest.approx(1.0)
 
@@ -111,7 +119,9 @@ def _rounds(machine: Machine, names: str, *, num_warmups: int, turn: int) -> lis
 
 def test_turns_are_interleaved_in_an_order_that_changes() -> None:
     machine = Machine()
-    settings = LatencySettings(min_runs=30, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, burst=2)
+    settings = LatencySettings(
+        min_runs=30, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0, burst=2
+    )
     measure_latency({name: machine.job(name, 0.001) for name in "abc"}, settings, clock=machine.clock)
     rounds = _rounds(machine, "abc", num_warmups=3, turn=3)
     assert len(rounds) == 15
@@ -124,7 +134,9 @@ def test_order_is_drawn_from_the_seed() -> None:
     logs = []
     for seed in (0, 0, 1):
         machine = Machine()
-        settings = LatencySettings(min_runs=12, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, burst=1, seed=seed)
+        settings = LatencySettings(
+            min_runs=12, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0, burst=1, seed=seed
+        )
         measure_latency({name: machine.job(name, 0.001) for name in "abcd"}, settings, clock=machine.clock)
         logs.append(machine.log)
     assert logs[0] == logs[1] != logs[2]
@@ -137,7 +149,9 @@ def test_drift_of_the_machine_hits_all_alike() -> None:
     def job(name: str) -> Callable[[], None]:
         return machine.job(name, lambda count: 0.001 if count < 40 else 0.0015)
 
-    settings = LatencySettings(min_runs=60, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, burst=3)
+    settings = LatencySettings(
+        min_runs=60, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0, burst=3
+    )
     found = measure_latency({"a": job("a"), "b": job("b")}, settings, clock=machine.clock)
     assert found["b"].verdict == "indistinguishable"
 
@@ -181,3 +195,23 @@ def test_quiet_machine_is_not() -> None:
 
 def test_one_slow_run_in_many_is_no_noise() -> None:
     assert noise_warning({"a": _timing([10.0] * 30 + [90.0])}) == ""
+
+
+def test_each_burst_is_led_in_by_untimed_runs() -> None:
+    """What an engine leaves behind when it hands over must not be in the samples of the next one."""
+    machine = Machine()
+    settings = LatencySettings(
+        min_runs=4, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.05, burst=2
+    )
+
+    def engine(name: str) -> Callable[[], None]:
+        def call() -> None:
+            changed = not machine.log or machine.log[-1] != name
+            machine.now_s += 0.030 if changed else 0.010  # the first run after a change of engine is slow
+            machine.log.append(name)
+
+        return call
+
+    found = measure_latency({"a": engine("a"), "b": engine("b")}, settings, clock=machine.clock)
+    for timing in found.values():
+        assert timing.samples_ms == pytest.approx([10.0] * timing.num_runs)
