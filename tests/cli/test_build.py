@@ -307,7 +307,8 @@ def test_disk_that_is_full_while_writing(
 
 # The simplifier waits for as long as its parent lives.
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 from cspdeploy.cli.app import main
 from cspdeploy.export import simplify
 wait = "import os, time; parent = os.getppid()\\nwhile os.getppid() == parent: time.sleep(0.02)"
