@@ -24,7 +24,15 @@ from cspdeploy.core.errors import InputError, TamperedError
 from cspdeploy.core.model_folder import read_json, write_text
 from cspdeploy.core.types import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest
 
-__all__ = ["check_hashes", "file_record", "find_bundles", "read_manifest", "staged_folder", "write_manifest"]
+__all__ = [
+    "check_hashes",
+    "file_record",
+    "file_sha256",
+    "find_bundles",
+    "read_manifest",
+    "staged_folder",
+    "write_manifest",
+]
 
 MANIFEST_FILE = "manifest.json"
 

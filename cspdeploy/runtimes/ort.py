@@ -39,14 +39,12 @@ _PROBE_MODEL = bytes.fromhex(
 class OrtSession:
     """A session whose provider has been checked after opening, not before."""
 
-    def __init__(self, model: Path | bytes, *, provider: str, optimise: bool = True, spin: bool = True) -> None:
+    def __init__(self, model: Path | bytes, *, provider: str, optimise: bool = True) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if not spin:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         providers: list[Any] = [CPU] if provider == CPU else [(provider, CUDA_OPTIONS), CPU]
