@@ -284,3 +284,14 @@ def test_no_bundle_is_an_error_not_an_empty_list(tmp_path: Path) -> None:
         find_bundles([tmp_path], default=Path("nowhere"))
     with pytest.raises(InputError, match="no such folder"):
         find_bundles([], default=tmp_path / "none")
+
+
+def test_bundle_that_a_killed_writer_had_moved_aside_is_put_back(tmp_path: Path) -> None:
+    """Where the system cannot swap two folders, a kill between the two renames leaves the old bundle beside its place."""
+    aside = tmp_path / ".b.old-1"
+    aside.mkdir()
+    (aside / "manifest.json").write_text("old")
+    with pytest.raises(RuntimeError, match="stop"), staged_folder(tmp_path / "b"):
+        raise RuntimeError("stop")
+    assert (tmp_path / "b" / "manifest.json").read_text() == "old"
+    assert not aside.exists()

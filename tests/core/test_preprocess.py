@@ -300,3 +300,11 @@ def test_folder_without_images(tmp_path: Path) -> None:
     for place in (tmp_path / "none", tmp_path / "notes.txt"):
         with pytest.raises(InputError, match="not a folder"):
             list_images(place)
+
+
+def test_eps_is_refused_whatever_the_file_is_called(tmp_path: Path) -> None:
+    """Pillow would hand it to Ghostscript."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(InputError, match="not an image"):
+        load_image(path)
