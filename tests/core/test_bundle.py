@@ -287,7 +287,7 @@ def test_no_bundle_is_an_error_not_an_empty_list(tmp_path: Path) -> None:
 
 
 def test_bundle_that_a_killed_writer_had_moved_aside_is_put_back(tmp_path: Path) -> None:
-    """Where the system cannot swap two folders, a kill between the two renames leaves the old bundle beside its place."""
+    """Where folders cannot be swapped, a kill between the two renames leaves the old bundle beside its place."""
     aside = tmp_path / ".b.old-1"
     aside.mkdir()
     (aside / "manifest.json").write_text("old")
