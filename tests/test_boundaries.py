@@ -57,7 +57,7 @@ folder = sys.argv[1]
 from pathlib import Path
 golden = read_golden(Path(folder) / "golden.npz")
 predictor = Predictor.open(folder)
-distance = relative_l2(predictor.logits(*golden.images), golden.output_fp64)
+distance = relative_l2(predictor.logits(*golden.images), golden.outputs_fp64["logits"])
 label = predictor(golden.images[0])[0].label
 loaded = [name for name in blocked if name in sys.modules]
 print(json.dumps({"distance": distance, "label": label, "loaded": loaded}))

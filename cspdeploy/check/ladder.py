@@ -1,4 +1,4 @@
-"""`verify`: every artifact of a bundle on every runtime, against the golden outputs. Shapes: N images, C classes."""
+"""`verify`: every artifact of a bundle on every runtime, against the golden outputs. Shapes: N images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cspdeploy.check.accuracy import measure_accuracy
 from cspdeploy.check.compare import Comparison, compare_outputs
 from cspdeploy.check.latency import LatencySettings, measure_latency, noise_warning
 from cspdeploy.check.rungs import Rung, list_rungs
-from cspdeploy.check.tolerance import noise_floor, tolerance_for
+from cspdeploy.check.tolerance import noise_floors, tolerance_for
 from cspdeploy.core.bundle import check_hashes, read_manifest
 from cspdeploy.core.catalog import ACCURACY_BUDGET, INPUT_NAME
 from cspdeploy.core.datasets import LabelledImages
@@ -67,7 +67,7 @@ def verify_bundles(
         check_hashes(folder, manifest)
         _require_usable(folder, manifest, settings)
         golden = read_golden(folder / GOLDEN_FILE)
-        floors[str(folder)] = noise_floor(golden)
+        floors[str(folder)] = max(noise_floors(golden).values())
         if manifest.spec.provenance.untrained:
             untrained.append(str(folder))
         check = _BundleCheck(folder, manifest, golden, settings, progress)
@@ -88,6 +88,11 @@ def _require_usable(folder: Path, manifest: Manifest, settings: VerifySettings) 
     if all(record.file != GOLDEN_FILE for record in manifest.files):
         raise InputError(f"{folder}: the manifest names no {GOLDEN_FILE}", fix="export the bundle again")
     data = settings.accuracy
+    if data is not None and manifest.spec.task != "classify":
+        raise InputError(
+            f"--accuracy {data.name}: {folder} gives {', '.join(manifest.spec.outputs)}, not classes",
+            fix="verify it without --accuracy",
+        )
     if data is not None and data.labels != manifest.labels:
         raise InputError(
             f"--accuracy {data.name}: its classes are not those of {folder} ({', '.join(manifest.labels[:5])}, ...)",
@@ -103,7 +108,7 @@ class _BundleCheck:
     ) -> None:
         self._folder, self._manifest, self._golden = folder, manifest, golden
         self._settings, self._progress = settings, progress
-        self._floor = noise_floor(golden)
+        self._floors = noise_floors(golden)
         self.warnings: list[str] = []
 
     def rows(self) -> list[ParityRow]:
@@ -168,15 +173,16 @@ class _BundleCheck:
         return row, call
 
     def _compare(self, row: ParityRow, rung: Rung, session: Session) -> ParityRow:
-        tolerance = tolerance_for(rung.precision, self._floor)
         outputs = _run_all(session, self._golden.x_NCHW, rung.batch)
         found: Comparison = compare_outputs(
-            outputs, names=rung.output_names, reference_NC=self._golden.output_fp64, tolerance=tolerance
-        )
+            outputs, names=rung.output_names, reference=self._golden.outputs_fp64,
+            tolerances={name: tolerance_for(rung.precision, floor) for name, floor in self._floors.items()},
+            decisions=self._manifest.spec.task == "classify",
+        )  # fmt: skip
         return dataclasses.replace(
             row, verdict=found.verdict, reason=found.reason, rel_l2=found.rel_l2, max_abs=found.max_abs,
             top1_agreement=found.top1_agreement, top5_agreement=found.top5_agreement,
-            num_images=len(self._golden.x_NCHW), limit=tolerance.rel_l2,
+            num_images=len(self._golden.x_NCHW), limit=found.limit,
         )  # fmt: skip
 
     def _measure_accuracy(self, row: ParityRow, rung: Rung, session: Session, data: LabelledImages) -> ParityRow:

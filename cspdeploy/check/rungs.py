@@ -52,7 +52,10 @@ def list_rungs(folder: Path, manifest: Manifest, *, runtimes: list[str]) -> list
                 artifact=artifact.kind, precision=artifact.precision, num_bytes=artifact.num_bytes,
                 output_names=tuple(value.name for value in artifact.outputs),
                 batch=batch if isinstance(batch, int) else None, runtime=runtime,
-                request=SessionRequest(path=folder / artifact.file), not_checkable=_missing(runtime),
+                request=SessionRequest(
+                    path=folder / artifact.file, outputs=tuple(value.name for value in artifact.outputs)
+                ),
+                not_checkable=_missing(runtime),
             )
             for runtime in wanted
             if runtime.reads(format_=artifact.format, precision=artifact.precision)
@@ -74,8 +77,8 @@ def _eager_rungs(folder: Path, manifest: Manifest, wanted: list[Runtime]) -> lis
     return [
         Rung(
             artifact=EAGER, precision="fp32", num_bytes=weights.stat().st_size if weights else 0,
-            output_names=tuple(value.name for value in manifest.artifacts[0].outputs), batch=None, runtime=runtime,
-            request=SessionRequest(path=weights or folder, spec=manifest.spec),
+            output_names=manifest.spec.outputs, batch=None, runtime=runtime,
+            request=SessionRequest(path=weights or folder, outputs=manifest.spec.outputs, spec=manifest.spec),
             not_checkable=_missing(runtime) or absent,
         )
         for runtime in eager
@@ -85,15 +88,18 @@ def _eager_rungs(folder: Path, manifest: Manifest, wanted: list[Runtime]) -> lis
 def _find_weights(folder: Path, manifest: Manifest) -> Path | None:
     """The file with the very bytes that the bundle was made from, where it lay at export or in models/."""
     sha256 = manifest.spec.provenance.weights_sha256
-    name = manifest.spec.name
+    names = dict.fromkeys((manifest.spec.name, Path(str(manifest.options.get("model", ""))).name))
     places = [
         Path(str(manifest.options.get("weights", ""))),
-        Path("models") / name / WEIGHTS_FILE,
-        folder.parent.parent / "models" / name / WEIGHTS_FILE,
+        *(
+            models / name / WEIGHTS_FILE
+            for name in names
+            for models in (Path("models"), folder.parent.parent / "models")
+        ),
     ]
     return next((path for path in places if sha256 and _may_be_weights(path) and file_sha256(path) == sha256), None)
 
 
 def _may_be_weights(path: Path) -> bool:
     """The path may come from a manifest of unknown origin: nothing but a weights file is read."""
-    return path.suffix in (".safetensors", ".pth", ".pt", ".bin") and path.is_file()
+    return path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".weights") and path.is_file()

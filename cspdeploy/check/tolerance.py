@@ -8,7 +8,7 @@ from cspdeploy.core.catalog import FP16_LIMIT, FP32_FLOOR, FP32_NOISE_FACTOR
 from cspdeploy.core.golden import Golden
 from cspdeploy.core.metrics import relative_l2
 
-__all__ = ["Tolerance", "noise_floor", "tolerance_for"]
+__all__ = ["Tolerance", "noise_floors", "tolerance_for"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,9 +19,12 @@ class Tolerance:
     why: str
 
 
-def noise_floor(golden: Golden) -> float:
-    """Relative L2 between the eager FP32 and FP64 outputs: what float32 alone does to this network."""
-    return max(relative_l2(golden.output_fp32, golden.output_fp64), FP32_FLOOR)
+def noise_floors(golden: Golden) -> dict[str, float]:
+    """Relative L2 between the eager FP32 and FP64 values of each output: what float32 alone does to this network."""
+    return {
+        name: max(relative_l2(golden.outputs_fp32[name], exact), FP32_FLOOR)
+        for name, exact in golden.outputs_fp64.items()
+    }
 
 
 def tolerance_for(precision: str, floor: float) -> Tolerance:

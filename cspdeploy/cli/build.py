@@ -42,15 +42,41 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return height_px, width_px
 
 
+def parse_strides(text: str | None) -> tuple[int, ...]:
+    """Parse "8,16,32".
+
+    Raises:
+        InputError: anything else.
+    """
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"--strides {text}: expected numbers with commas between", fix="--strides 8,16,32")
+    return tuple(int(part) for part in parts)
+
+
 def export(
     *,
-    model: Annotated[str, typer.Argument(help="A network of 'cspdeploy list', a folder below models/, or its path.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A network of 'cspdeploy list', a folder below models/, its path, or a Darknet .cfg file."),
+    ],
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write an FP16 ONNX file.")] = False,
     weights: Annotated[
         str | None, typer.Option("--weights", help="Weights file, or 'random' for an UNTRAINED export.")
     ] = None,
     calib: Annotated[Path | None, typer.Option("--calib", help="Folder of real images to prove the export on.")] = None,
+    names: Annotated[
+        Path | None, typer.Option("--names", help="File of class names, one a line, in the order of the weights.")
+    ] = None,
     size: Annotated[str | None, typer.Option("--size", help="Input size in pixels, H or HxW.")] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Export the backbone: its pyramid of feature maps instead of classes.")
+    ] = False,
+    strides: Annotated[
+        str | None, typer.Option("--strides", help="Of the feature maps, such as 8,16,32; 4,8,16,32 by default.")
+    ] = None,
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="Leave the batch of the ONNX files free.")
     ] = False,
@@ -66,8 +92,9 @@ def export(
     from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 
     request = ExportRequest(
-        model=model, models=models, output=output, weights=weights, calibration=calib, size_px=parse_size(size),
-        fp16=fp16, opset=opset, dynamic_batch=dynamic_batch,
+        model=model, models=models, output=output, weights=weights, names=names, calibration=calib,
+        size_px=parse_size(size), features=features, strides=parse_strides(strides), fp16=fp16, opset=opset,
+        dynamic_batch=dynamic_batch,
     )  # fmt: skip
     with progress_bar("export") as progress:
         report = export_bundle(request, progress=progress)

@@ -17,14 +17,18 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from cspdeploy.core.codec import from_json, to_json
 from cspdeploy.core.errors import InputError, TamperedError
-from cspdeploy.core.model_folder import read_json, write_text
+from cspdeploy.core.model_folder import SPEC_FILE, read_json, write_text
 from cspdeploy.core.types import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest
 
 __all__ = [
+    "BUNDLE",
+    "MODEL_FOLDER",
+    "FolderKind",
     "check_hashes",
     "file_record",
     "file_sha256",
@@ -35,6 +39,29 @@ __all__ = [
 ]
 
 MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderKind:
+    """A sort of folder that is written whole.
+
+    Attributes:
+        name: as errors call it.
+        marker: the file by which one is known; a folder without it is somebody else's and is left alone.
+        writer: what else may be writing one.
+        elsewhere: what a user does to have it written elsewhere.
+    """
+
+    name: str
+    marker: str
+    writer: str
+    elsewhere: str
+
+
+BUNDLE = FolderKind(name="bundle", marker=MANIFEST_FILE, writer="export", elsewhere="give another folder with -o")
+MODEL_FOLDER = FolderKind(
+    name="model folder", marker=SPEC_FILE, writer="command", elsewhere="give another folder with --models"
+)
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -130,7 +157,7 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
 
 
 @contextmanager
-def staged_folder(place: Path) -> Iterator[Path]:
+def staged_folder(place: Path, *, kind: FolderKind = BUNDLE) -> Iterator[Path]:
     """A fresh folder that takes the place of `place` when the block ends well, and vanishes when it does not.
 
     The block has the place to itself: a second writer is refused. What a killed writer left is cleared away first.
@@ -139,12 +166,12 @@ def staged_folder(place: Path) -> Iterator[Path]:
         InputError: another process is writing there, `place` is not a folder, or it cannot be written.
     """
     place = place.resolve()  # a link keeps pointing at the folder
-    with _locked(place):
+    with _locked(place, kind):
         _restore(place)
         for stale in place.parent.glob(f".{glob.escape(place.name)}.new-*"):
             shutil.rmtree(stale, ignore_errors=True)
-        if place.exists() and not (place / MANIFEST_FILE).is_file() and any(place.iterdir()):
-            raise InputError(f"{place}: exists and is not a bundle", fix="give another folder with -o")
+        if place.exists() and not (place / kind.marker).is_file() and any(place.iterdir()):
+            raise InputError(f"{place}: exists and is not a {kind.name}", fix=kind.elsewhere)
         staging = place.parent / f".{place.name}.new-{os.getpid()}"
         staging.mkdir()
         try:
@@ -165,23 +192,21 @@ def _restore(place: Path) -> None:
 
 
 @contextmanager
-def _locked(place: Path) -> Iterator[None]:
+def _locked(place: Path, kind: FolderKind) -> Iterator[None]:
     lock = place.parent / f".{place.name}.lock"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists() and not place.is_dir():
-            raise InputError(f"{place}: is a file, expected a folder", fix="give another folder with -o")
+            raise InputError(f"{place}: is a file, expected a folder", fix=kind.elsewhere)
         file = lock.open("a")
     except OSError as error:
-        raise InputError(
-            f"{place.parent}: cannot be written ({error.strerror})", fix="give another folder with -o"
-        ) from error
+        raise InputError(f"{place.parent}: cannot be written ({error.strerror})", fix=kind.elsewhere) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(
-                f"{place}: another export is writing it", fix="wait for it, or give another folder with -o"
+                f"{place}: another {kind.writer} is writing it", fix=f"wait for it, or {kind.elsewhere}"
             ) from error
         yield  # the lock file stays: to unlink it would let a third writer lock another one of the same name
 

@@ -7,6 +7,7 @@ raise `InputError` with the path of the bad field (``$.artifacts[2].sha256``), b
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -96,12 +97,27 @@ def _optional(hint: Any, value: object, where: str) -> object:
     if value is None and type(None) in members:
         return None
     concrete = [member for member in members if member is not type(None)]
+    tagged = _tagged(concrete, value)
+    if tagged is not None:
+        return from_json(tagged, value, where=where)
     for member in concrete[:-1]:
         try:
             return _convert(member, value, where)
         except InputError:
             continue
     return _convert(concrete[-1], value, where)
+
+
+def _tagged(members: list[Any], value: object) -> Any:
+    """The dataclass of a union whose `type`, a literal of one word, is the value's: its errors are the right ones."""
+    tag = value.get("type") if isinstance(value, dict) else None
+    return next((member for member in members if tag is not None and _tag_of(member) == (tag,)), None)
+
+
+@functools.cache
+def _tag_of(member: Any) -> tuple[object, ...]:
+    hint = typing.get_type_hints(member).get("type") if dataclasses.is_dataclass(member) else None
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
 def _tuple(hint: Any, value: object, where: str) -> tuple[object, ...]:

@@ -1,11 +1,12 @@
 """golden.npz: real images, the network's input made from them, and the original's outputs in FP64 and FP32.
 
-Shapes: N images, C classes.
+Shapes: N images.
 """
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ __all__ = ["Golden", "num_golden_images", "read_golden", "write_golden"]
 
 GOLDEN_FILE = "golden.npz"
 MAX_GOLDEN_BYTES = 1 << 30
+MAX_OUTPUT_VALUES = 1 << 22
+"""Of all golden images together: 48 MB in FP64 and FP32."""
+_FP64, _FP32 = "output_fp64.", "output_fp32."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,28 +34,37 @@ class Golden:
     """As stored, `[N, h, w]` or `[N, h, w, 3]`, before any preprocessing."""
     x_NCHW: npt.NDArray[np.float32]
     """The same images after the preprocessing contract."""
-    output_fp64: npt.NDArray[np.float64]
-    """Eager outputs `[N, C]`, weights and arithmetic in float64."""
-    output_fp32: npt.NDArray[np.float32]
+    outputs_fp64: Mapping[str, npt.NDArray[np.float64]]
+    """Eager outputs by name, `[N, ...]` each, weights and arithmetic in float64."""
+    outputs_fp32: Mapping[str, npt.NDArray[np.float32]]
 
     def __post_init__(self) -> None:
-        counts = {len(self.images), len(self.x_NCHW), len(self.output_fp64), len(self.output_fp32)}
+        outputs: list[npt.NDArray[Any]] = [*self.outputs_fp64.values(), *self.outputs_fp32.values()]
+        if not outputs or tuple(self.outputs_fp64) != tuple(self.outputs_fp32):
+            names = f"{list(self.outputs_fp64)} in FP64 and {list(self.outputs_fp32)} in FP32"
+            raise ValueError(f"outputs: got {names}, expected the same")
+        counts = {len(self.images), len(self.x_NCHW), *(len(array) for array in outputs)}
         if counts == {0} or len(counts) != 1:
             raise ValueError(f"images, inputs and outputs: got {sorted(counts)} of them, expected one number above 0")
-        if not (np.isfinite(self.output_fp64).all() and np.isfinite(self.output_fp32).all()):
+        if not all(np.isfinite(array).all() for array in outputs):
             raise ValueError("the original's own outputs are not finite")
 
 
-def num_golden_images(height_px: int, width_px: int) -> int:
-    """64 small images, 8 at 256x256: bounded by the cost of the FP64 pass, about 0.5 megapixels in all."""
-    return int(min(64, max(8, 2**19 // (height_px * width_px))))
+def num_golden_images(height_px: int, width_px: int, *, num_output_values: int = 0) -> int:
+    """64 small images, 8 at 256x256: bounded by the cost of the FP64 pass, about 0.5 megapixels in all.
+
+    Args:
+        num_output_values: of one image. Feature maps are stored with 12 bytes a value: fewer images then, at least 2.
+    """
+    num = min(64, max(8, 2**19 // (height_px * width_px)))
+    return int(max(2, min(num, MAX_OUTPUT_VALUES // max(1, num_output_values))))
 
 
 def write_golden(path: Path, golden: Golden) -> None:
     """Write the file; the same arrays give the same bytes."""
-    np.savez_compressed(
-        path, images=golden.images, input=golden.x_NCHW, output_fp64=golden.output_fp64, output_fp32=golden.output_fp32
-    )
+    outputs: dict[str, npt.NDArray[Any]] = {f"{_FP64}{name}": array for name, array in golden.outputs_fp64.items()}
+    outputs |= {f"{_FP32}{name}": array for name, array in golden.outputs_fp32.items()}
+    np.savez_compressed(path, images=golden.images, input=golden.x_NCHW, **outputs)  # type: ignore[arg-type]
 
 
 def read_golden(path: Path) -> Golden:
@@ -69,11 +82,16 @@ def read_golden(path: Path) -> Golden:
             return Golden(
                 images=_require(arrays["images"], np.uint8),
                 x_NCHW=_require(arrays["input"], np.float32),
-                output_fp64=_require(arrays["output_fp64"], np.float64),
-                output_fp32=_require(arrays["output_fp32"], np.float32),
+                outputs_fp64=_outputs(arrays, _FP64, np.float64),
+                outputs_fp32=_outputs(arrays, _FP32, np.float32),
             )
     except UNREADABLE as error:
         raise InputError(f"{path}: not a golden file ({error})", fix="export the bundle again") from error
+
+
+def _outputs(arrays: Any, prefix: str, dtype: type[np.generic]) -> dict[str, npt.NDArray[Any]]:
+    names = [name for name in arrays.files if name.startswith(prefix)]
+    return {name.removeprefix(prefix): _require(arrays[name], dtype) for name in names}
 
 
 def _require(array: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:

@@ -29,6 +29,9 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".t
 # No others: Pillow hands EPS to Ghostscript, whatever the file is called.
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
+LETTERBOX_GREY = 128
+"""Darknet pads its floats with 0.5; this is the nearest byte, 0.002 above."""
+
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -127,6 +130,8 @@ def resize_image(image: Image.Image, contract: Preprocess) -> npt.NDArray[np.uin
     resampling = _FILTERS[contract.interpolation]
     if contract.resize == "stretch":
         return np.asarray(image.resize(size, resampling))
+    if contract.resize == "letterbox":
+        return _letterbox(image, size, resampling)
     scale = max(
         int(contract.width_px / contract.crop_pct) / image.width,
         int(contract.height_px / contract.crop_pct) / image.height,
@@ -141,6 +146,18 @@ def resize_image(image: Image.Image, contract: Preprocess) -> npt.NDArray[np.uin
     # Rounds as torchvision's CenterCrop does, so that published accuracies hold.
     left, top = round((image.width - size[0]) / 2), round((image.height - size[1]) / 2)
     return np.asarray(image.crop((left, top, left + size[0], top + size[1])))
+
+
+def _letterbox(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> npt.NDArray[np.uint8]:
+    """Darknet's letterbox_image: the longer side fits, the rest is grey. Sizes and offsets are cut to whole pixels."""
+    width, height = size
+    if width * image.height < height * image.width:
+        inner = (width, max(1, image.height * width // image.width))
+    else:
+        inner = (max(1, image.width * height // image.height), height)
+    canvas = Image.new("RGB", size, (LETTERBOX_GREY,) * 3)
+    canvas.paste(image.resize(inner, resampling), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return np.asarray(canvas)
 
 
 def normalise(images_NHWC: npt.NDArray[np.uint8], contract: Preprocess) -> npt.NDArray[np.float32]:

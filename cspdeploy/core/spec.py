@@ -10,7 +10,7 @@ from typing import Literal
 
 from cspdeploy.core.codec import JsonObject
 
-__all__ = ["Accuracy", "ModelSpec", "NetworkSpec", "Preprocess", "Provenance"]
+__all__ = ["Accuracy", "ModelSpec", "NetworkSpec", "Preprocess", "Provenance", "Task"]
 
 SPEC_SCHEMA_VERSION = 1
 MAX_SIDE_PX = 8192
@@ -26,8 +26,9 @@ class Preprocess:
 
     height_px: int
     width_px: int
-    resize: Literal["crop", "stretch"]
-    """crop: shorter side to floor(size / crop_pct), then the centre. stretch: both sides to size, ratio not kept."""
+    resize: Literal["crop", "stretch", "letterbox"]
+    """crop: shorter side to floor(size / crop_pct), then the centre. stretch: both sides to size, ratio not kept.
+    letterbox: the whole image with its ratio kept, centred on grey."""
     crop_pct: float
     interpolation: Literal["bilinear", "bicubic", "nearest"]
     """Pillow's filters, which antialias when they shrink."""
@@ -89,6 +90,11 @@ class Provenance:
         return self.source == "random"
 
 
+Task = Literal["classify", "features", "detect"]
+"""What the outputs are: logits `[N, C]`; feature maps `[N, C, H / stride, W / stride]`, finest first; raw maps of
+detection heads."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A model without its weights: `models/<name>/spec.json`."""
@@ -99,9 +105,16 @@ class ModelSpec:
     num_classes: int
     preprocess: Preprocess
     provenance: Provenance
+    task: Task = "classify"
+    outputs: tuple[str, ...] = ("logits",)
+    """Names of the network's outputs, in their order."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):  # it names files and folders
             raise ValueError(f"name: got {self.name!r}, expected letters, digits, '.', '_', '-'")
         if self.num_classes < 1:
             raise ValueError(f"num_classes: got {self.num_classes}, expected at least 1")
+        if not self.outputs or len(set(self.outputs)) != len(self.outputs):
+            raise ValueError(f"outputs: got {list(self.outputs)}, expected different names")
+        if self.task == "classify" and len(self.outputs) != 1:
+            raise ValueError(f"outputs: got {list(self.outputs)}, expected one for the task 'classify'")

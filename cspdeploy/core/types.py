@@ -12,7 +12,7 @@ __all__ = [
     "Verdict", "VerifyReport",
 ]  # fmt: skip
 
-MANIFEST_SCHEMA_VERSION = 1
+MANIFEST_SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from cspdeploy.core.metrics import softmax, top_k
 from cspdeploy.core.preprocess import ImageSource, preprocess
 from cspdeploy.core.types import Manifest
 from cspdeploy.runtimes import require_runtime
-from cspdeploy.runtimes.base import Session, SessionRequest
+from cspdeploy.runtimes.base import Outputs, Session, SessionRequest
 
 __all__ = ["Prediction", "Predictor"]
 
@@ -31,14 +31,16 @@ class Prediction:
 
 
 class Predictor:
-    """A classifier, ready. Open it with `Predictor.open`.
+    """An artifact, ready. Open it with `Predictor.open`.
 
     Attributes:
+        task: "classify", "features" or "detect".
         untrained: the weights have never seen data, and no answer means anything.
     """
 
     def __init__(self, manifest: Manifest, session: Session, *, batch: int | None) -> None:
         self._manifest, self._session, self._batch = manifest, session, batch
+        self.task = manifest.spec.task
         self.untrained = manifest.spec.provenance.untrained
         self.labels = manifest.labels
 
@@ -68,20 +70,34 @@ class Predictor:
         if not engine.reads(format_=found.format, precision=found.precision):
             raise InputError(f"--runtime {runtime}: does not read '{artifact}'", fix="cspdeploy doctor")
         batch = found.inputs[0].shape[0]
-        session = engine.open(SessionRequest(path=folder / found.file))
+        outputs = tuple(value.name for value in found.outputs)
+        session = engine.open(SessionRequest(path=folder / found.file, outputs=outputs))
         return cls(manifest, session, batch=batch if isinstance(batch, int) else None)
 
-    def logits(self, *images: ImageSource) -> npt.NDArray[np.float32]:
-        """Raw outputs `[N, C]` for paths, bytes of files, or arrays `[H, W(, 3)]` uint8 RGB."""
+    def outputs(self, *images: ImageSource) -> dict[str, npt.NDArray[np.float32]]:
+        """All outputs by name, `[N, ...]` each, for paths, bytes of files, or arrays `[H, W(, 3)]` uint8 RGB."""
         x_NCHW = preprocess(images, self._manifest.spec.preprocess)
         step = self._batch or len(x_NCHW)
-        parts = []
+        parts: list[Outputs] = []
         for start in range(0, len(x_NCHW), step):
             part = x_NCHW[start : start + step]
             filled = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
             outputs = self._session.run({INPUT_NAME: filled})
-            parts.append(next(iter(outputs.values()))[: len(part)])
-        return np.concatenate(parts).astype(np.float32, copy=False)
+            parts.append({name: array[: len(part)] for name, array in outputs.items()})
+        return {
+            name: np.concatenate([part[name] for part in parts]).astype(np.float32, copy=False) for name in parts[0]
+        }
+
+    def logits(self, *images: ImageSource) -> npt.NDArray[np.float32]:
+        """Raw class scores `[N, C]`.
+
+        Raises:
+            InputError: an image cannot be read, or the artifact gives no classes.
+        """
+        if self.task != "classify":
+            names = ", ".join(self._manifest.spec.outputs)
+            raise InputError(f"{self._manifest.spec.name}: gives {names}, not classes", fix="use Predictor.outputs")
+        return next(iter(self.outputs(*images).values()))
 
     def __call__(self, image: ImageSource, *, top: int = 5) -> list[Prediction]:
         """The `top` likeliest classes of one image, likeliest first."""

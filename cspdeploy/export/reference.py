@@ -1,11 +1,14 @@
-"""What the original computes: the outputs that every artifact is judged by. Shapes: N images, C classes."""
+"""What the original computes: the outputs that every artifact is judged by. Shapes: N images."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cspdeploy.core.errors import InputError
 
@@ -17,9 +20,9 @@ MAX_BATCH_PIXELS = 1 << 18
 
 @torch.inference_mode()
 def compute_reference(
-    model: nn.Module, x_NCHW: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
-    """Outputs of `model` in float64 and in float32, `[N, C]` each. The model is left in float32.
+    model: nn.Module, x_NCHW: npt.NDArray[np.float32], *, names: tuple[str, ...]
+) -> tuple[dict[str, npt.NDArray[np.float64]], dict[str, npt.NDArray[np.float32]]]:
+    """Outputs of `model` in float64 and in float32, by name, `[N, ...]` each. The model is left in float32.
 
     Raises:
         InputError: the model's own outputs are not finite.
@@ -27,9 +30,15 @@ def compute_reference(
     model.eval()
     batch = max(1, MAX_BATCH_PIXELS // (x_NCHW.shape[2] * x_NCHW.shape[3]))
     chunks = torch.split(torch.from_numpy(x_NCHW), batch)
-    output_fp32 = torch.cat([model(chunk) for chunk in chunks]).numpy()
-    output_fp64 = torch.cat([model.double()(chunk.double()) for chunk in chunks]).numpy()
+    outputs_fp32 = _compute(model, chunks, names)
+    outputs_fp64 = _compute(model.double(), [chunk.double() for chunk in chunks], names)
     model.float()
-    if not (np.isfinite(output_fp64).all() and np.isfinite(output_fp32).all()):
+    if not all(np.isfinite(array).all() for array in (*outputs_fp64.values(), *outputs_fp32.values())):
         raise InputError("the network's own outputs are NaN or infinite on real images", fix="use other weights")
-    return output_fp64, output_fp32
+    return outputs_fp64, outputs_fp32
+
+
+def _compute(model: nn.Module, chunks: Sequence[Tensor], names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+    parts = [model(chunk) for chunk in chunks]
+    outputs = [(part,) if isinstance(part, Tensor) else part for part in parts]
+    return {name: torch.cat(same).numpy() for name, same in zip(names, zip(*outputs, strict=True), strict=True)}

@@ -21,16 +21,23 @@ from torch import Tensor, nn
 
 from cspdeploy.nets.blocks import (
     BLOCKS,
+    MAX_CHS,
+    MAX_DEPTH,
     Act,
     BottleBlock,
     ConvNormAct,
     DarkBlock,
     EdgeBlock,
+    FeatureLevel,
     global_mean,
     make_activation,
+    make_classifier,
+    require_range,
 )
 
 __all__ = ["CspNet", "CspNetConfig", "StageConfig", "StemConfig"]
+
+MAX_KERNEL = 31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +53,23 @@ class StemConfig:
     padding: int | None
     """Of the first convolution; None: symmetric, by its kernel."""
 
+    def __post_init__(self) -> None:
+        require_range("convolutions of the stem", len(self.out_chs), 1, MAX_DEPTH)
+        require_range("stem.out_chs", min(self.out_chs), 1, MAX_CHS)
+        require_range("stem.out_chs", max(self.out_chs), 1, MAX_CHS)
+        require_range("stem.kernel", self.kernel, 1, MAX_KERNEL)
+        require_range("stem.padding", self.padding or 0, 0, MAX_KERNEL)
+        if self.pool != "none" and self.stride != 4:
+            raise ValueError(f"stem.stride: got {self.stride} with a pool, expected 4")
+        if self.pool == "none" and self.stride == 4 and len(self.out_chs) == 1:
+            raise ValueError(
+                "stem.stride: got 4 with one convolution and no pool, expected a second one to halve the map"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageConfig:
-    """One stage. Widths follow from `out_chs` and the ratios; no field has a default."""
+    """One stage. Widths follow from `out_chs` and the ratios; no field that every stage needs has a default."""
 
     kind: Literal["csp", "cs3", "dark"]
     block: Literal["dark", "bottle", "edge"]
@@ -71,11 +91,31 @@ class StageConfig:
     """Down-sample by 2x2 mean and 1x1 convolution instead of a strided 3x3."""
     se_ratio: float
     """Squeeze-and-excitation width as a share of the channels; 0: none."""
+    block_in_chs: int | None = None
+    """Channels into the blocks of a csp stage where they are fewer than a block's output, as in stage 1 of the Darknet
+    csresnet50: the first block then adds its input to the first channels of its output. None: half of conv_exp."""
 
     def __post_init__(self) -> None:
-        smallest = min(self.depth, self.out_chs, self.groups)
-        if smallest < 1:
-            raise ValueError(f"depth, out_chs, groups: got {smallest}, expected at least 1")
+        require_range("depth", self.depth, 1, MAX_DEPTH)
+        require_range("out_chs", self.out_chs, 1, MAX_CHS)
+        require_range("groups", self.groups, 1, MAX_CHS)
+        require_range("se_ratio", self.se_ratio, 0.0, 1.0)
+        require_range("conv_exp channels of a path", self.cross_chs, 1, MAX_CHS)
+        require_range("block_ratio * out_chs", self.block_chs, 1, MAX_CHS)
+        if self.block_in_chs is not None and (self.kind != "csp" or self.block_in_chs < 1):
+            raise ValueError(
+                f"block_in_chs: got {self.block_in_chs} in a {self.kind} stage, expected at least 1, in a csp stage"
+            )
+
+    @property
+    def cross_chs(self) -> int:
+        """Channels of the cross path: half of conv_exp."""
+        return round(self.out_chs * self.expand_ratio) // 2
+
+    @property
+    def block_chs(self) -> int:
+        """Channels of a block's output."""
+        return round(self.out_chs * self.block_ratio)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +127,10 @@ class CspNetConfig:
     activation: Literal["leaky_relu", "relu", "silu", "mish"]
     leaky_slope: float
     """Of leaky_relu: 0.01 for the published PyTorch checkpoints, 0.1 for Darknet's. The weights cannot tell."""
+
+    def __post_init__(self) -> None:
+        require_range("stages", len(self.stages), 1, MAX_DEPTH)
+        require_range("leaky_slope", self.leaky_slope, 0.0, 1.0)
 
 
 class Stem(nn.Sequential):
@@ -108,6 +152,14 @@ class Stem(nn.Sequential):
         elif config.pool == "max2":
             self.add_module("pool", nn.MaxPool2d(2, stride=2))
 
+    def forward_level(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The map before the pool, and the output."""
+        level_NCHW = x_NCHW
+        for name, part in self.named_children():
+            x_NCHW = part(x_NCHW)
+            level_NCHW = level_NCHW if name == "pool" else x_NCHW
+        return level_NCHW, x_NCHW
+
 
 def _conv_down(config: StageConfig, in_chs: int, out_chs: int, act: Act) -> nn.Module:
     if config.stride == 1 and config.kind != "dark":
@@ -119,11 +171,9 @@ def _conv_down(config: StageConfig, in_chs: int, out_chs: int, act: Act) -> nn.M
 
 
 def _blocks(config: StageConfig, in_chs: int, act: Act) -> nn.Sequential:
-    out_chs = round(config.out_chs * config.block_ratio)
-    if config.depth < 1 or out_chs != in_chs:
-        raise ValueError(
-            f"stage: {config.depth} blocks from {in_chs} to {out_chs} channels, expected some, as wide as their input"
-        )
+    out_chs = config.block_chs
+    if out_chs != in_chs and (config.block_in_chs is None or in_chs > out_chs):
+        raise ValueError(f"stage: blocks from {in_chs} to {out_chs} channels, expected them as wide as their input")
     blocks = []
     for _ in range(config.depth):
         block = BLOCKS[config.block](
@@ -140,15 +190,14 @@ class CspStage(nn.Module):
     def __init__(self, config: StageConfig, in_chs: int, act: Act) -> None:
         super().__init__()
         down_chs = config.out_chs if config.down_growth else in_chs
-        exp_chs = round(config.out_chs * config.expand_ratio)
-        block_chs = round(config.out_chs * config.block_ratio)
-        self.path_chs = exp_chs // 2
+        cross_chs = config.cross_chs
+        self.path_chs = [cross_chs, config.block_in_chs or cross_chs]
         self.conv_down = _conv_down(config, in_chs, down_chs, act)
         down_chs = down_chs if config.stride != 1 else in_chs
-        self.conv_exp = ConvNormAct(down_chs, exp_chs, 1, act=None if config.cross_linear else act)
-        self.blocks = _blocks(config, self.path_chs, act)
-        self.conv_transition_b = ConvNormAct(block_chs, self.path_chs, 1, act=act)
-        self.conv_transition = ConvNormAct(exp_chs, config.out_chs, 1, act=act)
+        self.conv_exp = ConvNormAct(down_chs, sum(self.path_chs), 1, act=None if config.cross_linear else act)
+        self.blocks = _blocks(config, self.path_chs[1], act)
+        self.conv_transition_b = ConvNormAct(config.block_chs, cross_chs, 1, act=act)
+        self.conv_transition = ConvNormAct(2 * cross_chs, config.out_chs, 1, act=act)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         cross, block = self.conv_exp(self.conv_down(x_NCHW)).split(self.path_chs, dim=1)
@@ -162,14 +211,12 @@ class Cs3Stage(nn.Module):
     def __init__(self, config: StageConfig, in_chs: int, act: Act) -> None:
         super().__init__()
         down_chs = config.out_chs if config.down_growth else in_chs
-        exp_chs = round(config.out_chs * config.expand_ratio)
-        block_chs = round(config.out_chs * config.block_ratio)
-        self.path_chs = exp_chs // 2
+        self.path_chs = [config.cross_chs, config.cross_chs]
         self.conv_down = _conv_down(config, in_chs, down_chs, act)
         down_chs = down_chs if config.stride != 1 else in_chs
-        self.conv_exp = ConvNormAct(down_chs, exp_chs, 1, act=None if config.cross_linear else act)
-        self.blocks = _blocks(config, self.path_chs, act)
-        self.conv_transition = ConvNormAct(self.path_chs + block_chs, config.out_chs, 1, act=act)
+        self.conv_exp = ConvNormAct(down_chs, sum(self.path_chs), 1, act=None if config.cross_linear else act)
+        self.blocks = _blocks(config, self.path_chs[0], act)
+        self.conv_transition = ConvNormAct(self.path_chs[1] + config.block_chs, config.out_chs, 1, act=act)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         block, cross = self.conv_exp(self.conv_down(x_NCHW)).split(self.path_chs, dim=1)
@@ -200,16 +247,29 @@ class ClassifierHead(nn.Module):
 
     def __init__(self, in_chs: int, num_classes: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(in_chs, num_classes)
+        self.fc = make_classifier(in_chs, num_classes)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.fc(global_mean(x_NCHW))
 
 
+def _levels(config: CspNetConfig) -> dict[int, FeatureLevel]:
+    """Levels by the index of their map: 0 the stem before its pool, then the stages; of one stride, the last."""
+    stem = config.stem
+    levels = [FeatureLevel(stem.stride if stem.pool == "none" else stem.stride // 2, stem.out_chs[-1])]
+    stride: int = stem.stride
+    for stage in config.stages:
+        stride *= stage.stride
+        levels.append(FeatureLevel(stride, stage.out_chs))
+    last_of_stride = {level.stride: i for i, level in enumerate(levels)}
+    return {i: levels[i] for i in last_of_stride.values()}
+
+
 class CspNet(nn.Module):
     """`[N, 3, H, W]` float to logits `[N, num_classes]`.
 
-    Weights start from Kaiming's normal distribution (fan out); batch norm from identity.
+    `feature_levels` are the stem, before its pool, and the stages. Convolutions start from He's normal distribution,
+    batch norms from identity.
     """
 
     def __init__(self, config: CspNetConfig, *, num_classes: int) -> None:
@@ -224,15 +284,9 @@ class CspNet(nn.Module):
             in_chs = stage.out_chs
         self.stages = nn.Sequential(*stages)
         self.head = ClassifierHead(in_chs, num_classes)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
+        levels = _levels(config)
+        self.feature_levels = tuple(levels.values())
+        self._level_maps = tuple(levels)
 
     def zero_init_residual(self) -> None:
         """Start every residual block as an identity, which makes deep networks easier to train from nothing."""
@@ -242,3 +296,12 @@ class CspNet(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(x_NCHW)))
+
+    def forward_features(self, x_NCHW: Tensor) -> tuple[Tensor, ...]:
+        """One map `[N, num_chs, H / stride, W / stride]` for each of `feature_levels`, finest first."""
+        level_NCHW, x_NCHW = self.stem.forward_level(x_NCHW)
+        maps = [level_NCHW]
+        for stage in self.stages:
+            x_NCHW = stage(x_NCHW)
+            maps.append(x_NCHW)
+        return tuple(maps[i] for i in self._level_maps)

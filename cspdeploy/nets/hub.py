@@ -9,7 +9,6 @@ The library compares sizes, not hashes, and can wait for hours when a server ask
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 from collections.abc import Iterator
@@ -26,21 +25,27 @@ __all__ = ["PINNED_SHA256", "FetchedCheckpoint", "fetch_checkpoint"]
 
 OWNER = "timm"
 CHECKPOINT_FILE = "model.safetensors"
+PICKLE_FILE = "pytorch_model.bin"
+"""Taken where a repository has no safetensors; it is read without running any code that is in it."""
 
 PINNED_SHA256: dict[str, str] = {}
 """SHA-256 that the file of a tag must have, whatever the hub states.
 
 Empty: a pin must come from the publisher, and none could be read while this was written without a network. Until a tag
 has one, its file is checked against the hash that the hub states, which finds a damaged file but not a dishonest hub.
-To add one: the "SHA256" on the page https://huggingface.co/timm/TAG/blob/main/model.safetensors.
+To add one: the "SHA256" on the page https://huggingface.co/timm/TAG/blob/main/model.safetensors. A tag with a pin is
+never fetched as anything but that file.
 """
 
 MAX_FILE_BYTES = 4 << 30  # the largest network here has checkpoints of 0.3 GB; this bounds what a hub can make us store
-MAX_GETS = 6  # a first try and five more, as the library does; but it starts counting anew whenever data arrived
+# A first try and five more from the same byte on. The library counts so too, but anew whenever data arrived, also where
+# the server sends the whole file again each time.
+MAX_GETS = 6
 
 _TAG = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_RANGE = re.compile(r"bytes=(\d+)-")
 _REFUSALS = {401, 403, 404, 410}
 _WAIT_REQUESTS = {408, 429}
 
@@ -50,6 +55,7 @@ class FetchedCheckpoint:
     """A checkpoint in the library's cache whose hash is the stated one."""
 
     path: Path
+    """`model.safetensors`, or `pytorch_model.bin` where the hub has only that."""
     sha256: str
     origin: str
     """Such as "hf://timm/cspdarknet53.ra_in1k@<commit>/model.safetensors"."""
@@ -75,7 +81,7 @@ def fetch_checkpoint(tag: str, *, progress: bool = False) -> FetchedCheckpoint:
         raise InputError(f"checkpoint {tag!r}: not a name", fix="give one such as cspdarknet53.ra_in1k")
     with _one_line_errors(tag), _quiet_library(progress=progress):
         try:
-            stated = _ask_hub(tag)
+            file, stated = _ask_hub(tag)
         except Exception as error:
             cached = None if _status(error) in _REFUSALS else _find_cached(tag)
             if cached is None:
@@ -85,43 +91,55 @@ def fetch_checkpoint(tag: str, *, progress: bool = False) -> FetchedCheckpoint:
         if stated != pinned:
             raise InputError(
                 f"checkpoint '{tag}': the hub states SHA-256 {stated}, expected {pinned}, which is pinned",
-                fix="unset HF_ENDPOINT to ask the official hub, update cspdeploy, or give --weights FILE",
+                fix="unset HF_ENDPOINT to ask the official hub, update cspdeploy, or export with --weights FILE",
             )
-        return _checked(tag, _download(tag), stated=stated)
+        return _checked(tag, _download(tag, file), stated=stated)
 
 
-def _ask_hub(tag: str) -> str:
+def _ask_hub(tag: str) -> tuple[str, str]:
+    """The file that the hub has of that tag, safetensors preferred, and the SHA-256 that the hub states for it."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return CHECKPOINT_FILE, _stated_by_hub(tag, CHECKPOINT_FILE)
+    except EntryNotFoundError:  # the repository is there, the file is not
+        if tag in PINNED_SHA256:
+            raise
+        return PICKLE_FILE, _stated_by_hub(tag, PICKLE_FILE)
+
+
+def _stated_by_hub(tag: str, file: str) -> str:
     # One request without retries: the library would ask a hub that is away for minutes before it gives up.
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    stated = get_hf_file_metadata(hf_hub_url(f"{OWNER}/{tag}", CHECKPOINT_FILE))
+    stated = get_hf_file_metadata(hf_hub_url(f"{OWNER}/{tag}", file))
     if not (stated.etag and _SHA256.fullmatch(stated.etag) and stated.commit_hash and stated.size):
         # Files in large-file storage have their SHA-256 as etag; others, and pages that are no hub's, do not.
         raise InputError(
-            f"checkpoint '{tag}': {_hub_name()} states no SHA-256 of {CHECKPOINT_FILE}, so it cannot be checked",
-            fix="check HF_ENDPOINT and the proxy, or give --weights FILE",
+            f"checkpoint '{tag}': {_hub_name()} states no SHA-256 of {file}, so it cannot be checked",
+            fix="check HF_ENDPOINT and the proxy, or export with --weights FILE",
         )
     if not _COMMIT.fullmatch(stated.commit_hash) or stated.size > MAX_FILE_BYTES:
         raise InputError(
             f"checkpoint '{tag}': got {stated.size} bytes at commit '{stated.commit_hash[:40]}', "
             f"expected at most {MAX_FILE_BYTES} at a commit of 40 hexadecimal digits",
-            fix="check HF_ENDPOINT, or give --weights FILE",
+            fix="check HF_ENDPOINT, or export with --weights FILE",
         )
     return stated.etag
 
 
-def _download(tag: str) -> Path:
+def _download(tag: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _bounded_requests():
-        return Path(hf_hub_download(f"{OWNER}/{tag}", CHECKPOINT_FILE))
+        return Path(hf_hub_download(f"{OWNER}/{tag}", file))
 
 
 def _find_cached(tag: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(f"{OWNER}/{tag}", CHECKPOINT_FILE)
-    return Path(found) if isinstance(found, str) else None
+    found = (try_to_load_from_cache(f"{OWNER}/{tag}", file) for file in (CHECKPOINT_FILE, PICKLE_FILE))
+    return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
 def _stated_in_cache(path: Path) -> str:
@@ -135,7 +153,7 @@ def _checked(tag: str, path: Path, *, stated: str) -> FetchedCheckpoint:
     if not expected:
         raise InputError(
             f"checkpoint '{tag}': {path} is in the cache without the hash that the hub states for it",
-            fix="go online, or give --weights FILE",
+            fix="go online, or export with --weights FILE",
         )
     sha256 = file_sha256(path)
     if sha256 != expected:
@@ -143,9 +161,9 @@ def _checked(tag: str, path: Path, *, stated: str) -> FetchedCheckpoint:
         again = "the file was removed from the cache, run this again" if _discard(path) else f"delete {path}"
         raise InputError(
             f"checkpoint '{tag}': the file has SHA-256 {sha256}, expected {expected}, {whose}",
-            fix=f"{again}, or give --weights FILE",
+            fix=f"{again}, or export with --weights FILE",
         )
-    origin = f"hf://{OWNER}/{tag}@{path.parent.name}/{CHECKPOINT_FILE}"
+    origin = f"hf://{OWNER}/{tag}@{path.parent.name}/{path.name}"
     return FetchedCheckpoint(path=path, sha256=sha256, origin=origin)
 
 
@@ -178,7 +196,7 @@ def _one_line_errors(tag: str) -> Iterator[None]:
 def _input_error(tag: str, error: Exception) -> InputError:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    instead = f"put a model folder at models/{tag.partition('.')[0]}/, give --weights FILE"
+    instead = f"put a model folder at models/{tag.partition('.')[0]}/, export with --weights FILE"
     status = _status(error)
     if isinstance(error, OfflineModeIsEnabled):
         return InputError(
@@ -193,7 +211,7 @@ def _input_error(tag: str, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.errno is not None:
         return InputError(
             f"checkpoint '{tag}': the cache cannot be used ({_first_line(error)})",
-            fix="set HF_HOME to a folder with room that you may write to, or give --weights FILE",
+            fix="set HF_HOME to a folder with room that you may write to, or export with --weights FILE",
         )
     reason = f"HTTP {status}" if status is not None else _first_line(error)
     return InputError(f"checkpoint '{tag}': not fetched from {_hub_name()} ({reason})", fix=f"{instead}, or go online")
@@ -244,11 +262,17 @@ def _bounded_requests() -> Iterator[None]:
 
     session = get_session()
     hooks = session.event_hooks
-    gets = itertools.count(1)
+    gets, furthest = 0, 0
 
     def on_request(request: Any) -> None:
-        if request.method == "GET" and next(gets) > MAX_GETS:
-            raise ConnectionError(f"the download was cut or sent elsewhere {MAX_GETS} times")
+        nonlocal gets, furthest
+        if request.method != "GET":
+            return
+        resumed = _RANGE.match(request.headers.get("Range", ""))
+        start = int(resumed[1]) if resumed else 0
+        gets, furthest = (1, start) if start > furthest else (gets + 1, furthest)
+        if gets > MAX_GETS:
+            raise ConnectionError(f"the download was cut or sent elsewhere {MAX_GETS} times without getting further")
 
     def on_response(response: Any) -> None:
         if response.status_code in _WAIT_REQUESTS:

@@ -1,4 +1,7 @@
-"""The networks that have a name. A row here is all that a new network of a known family needs."""
+"""The networks that have a name, and how a model description becomes a network.
+
+A row in one of the `zoo_` files is all that a new network of a known family needs.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,18 @@ from torch import nn
 
 from cspdeploy.core.codec import from_json, to_json
 from cspdeploy.core.errors import InputError
-from cspdeploy.core.spec import ModelSpec, NetworkSpec, Preprocess, Provenance
-from cspdeploy.nets.cspnet import CspNet, CspNetConfig, StageConfig, StemConfig
+from cspdeploy.core.spec import ModelSpec, NetworkSpec, Provenance
+from cspdeploy.nets.cspnet import CspNet, CspNetConfig
+from cspdeploy.nets.darknet.network import DarknetNet
+from cspdeploy.nets.darknet.sections import DarknetConfig
+from cspdeploy.nets.densenet import DenseNet, DenseNetConfig
+from cspdeploy.nets.network import Network, PublishedAccuracy
+from cspdeploy.nets.resnet import ResNet, ResNetConfig
+from cspdeploy.nets.zoo_baselines import BASELINE_NETWORKS
+from cspdeploy.nets.zoo_csp import CSP_NETWORKS
+from cspdeploy.nets.zoo_dense import DENSE_CSP_NETWORKS
 
-__all__ = ["FAMILIES", "NETWORKS", "Family", "Network", "build", "find_network", "spec_of"]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+__all__ = ["FAMILIES", "NETWORKS", "Family", "Network", "PublishedAccuracy", "build", "find_network", "spec_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,70 +37,16 @@ class Family:
     network: Callable[..., nn.Module]
 
 
-FAMILIES: dict[str, Family] = {"cspnet": Family(config=CspNetConfig, network=CspNet)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
-    """A named network: its configuration, how its published checkpoint wants its images, and the checkpoint."""
-
-    name: str
-    family: str
-    config: CspNetConfig
-    num_classes: int
-    preprocess: Preprocess
-    checkpoint: str
-    """Tag of the published checkpoint, or empty."""
-    published_top1: float | None
-    published_top5: float | None
-    """ImageNet accuracy in [0, 1] of that checkpoint at the size of `preprocess`."""
-    summary: str
-
-
-def _imagenet(size_px: int, *, crop_pct: float) -> Preprocess:
-    return Preprocess(
-        height_px=size_px, width_px=size_px, resize="crop", crop_pct=crop_pct, interpolation="bilinear",
-        channel_order="rgb", mean=IMAGENET_MEAN, std=IMAGENET_STD,
-    )  # fmt: skip
-
-
-_DARK_CSP_STAGE = StageConfig(
-    kind="csp", block="dark", depth=1, out_chs=64, stride=2, groups=1, expand_ratio=2.0, block_ratio=1.0,
-    bottle_ratio=0.5, cross_linear=False, down_growth=True, avg_down=False, se_ratio=0.0,
-)  # fmt: skip
-
-
-def _cspdarknet53() -> CspNetConfig:
-    # The first stage is the exception: its paths are not halved and its block has a bottleneck.
-    later = [
-        dataclasses.replace(
-            _DARK_CSP_STAGE, depth=depth, out_chs=out_chs, expand_ratio=1.0, block_ratio=0.5, bottle_ratio=1.0
-        )
-        for depth, out_chs in ((2, 128), (8, 256), (8, 512), (4, 1024))
-    ]
-    return CspNetConfig(
-        stem=StemConfig(out_chs=(32,), kernel=3, stride=1, pool="none", padding=None),
-        stages=(_DARK_CSP_STAGE, *later),
-        activation="leaky_relu",
-        leaky_slope=0.01,
-    )
+FAMILIES: dict[str, Family] = {
+    "cspnet": Family(config=CspNetConfig, network=CspNet),
+    "resnet": Family(config=ResNetConfig, network=ResNet),
+    "densenet": Family(config=DenseNetConfig, network=DenseNet),
+    "darknet": Family(config=DarknetConfig, network=DarknetNet),
+}
 
 
 NETWORKS: dict[str, Network] = {
-    network.name: network
-    for network in (
-        Network(
-            name="cspdarknet53",
-            family="cspnet",
-            config=_cspdarknet53(),
-            num_classes=1000,
-            preprocess=_imagenet(256, crop_pct=0.887),
-            checkpoint="cspdarknet53.ra_in1k",
-            published_top1=0.80078,
-            published_top5=0.95060,
-            summary="CSPDarknet53, the backbone of YOLOv4",
-        ),
-    )
+    network.name: network for network in (*CSP_NETWORKS, *DENSE_CSP_NETWORKS, *BASELINE_NETWORKS)
 }
 
 
@@ -104,7 +58,7 @@ def find_network(name: str) -> Network:
     """
     if name in NETWORKS:
         return NETWORKS[name]
-    near = difflib.get_close_matches(name, NETWORKS, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name.lower(), NETWORKS, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
     raise InputError(f"model '{name}': unknown, known are {', '.join(NETWORKS)}", fix=f"{hint}see: cspdeploy list")
 

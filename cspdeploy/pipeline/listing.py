@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cspdeploy.core.model_folder import SPEC_FILE, read_spec
 from cspdeploy.core.spec import Accuracy, ModelSpec
+from cspdeploy.nets.checkpoints import NUM_VALIDATION_IMAGES
 from cspdeploy.nets.cost import measure_cost
 from cspdeploy.nets.registry import NETWORKS, spec_of
 
@@ -44,11 +45,10 @@ def list_models(models: Path) -> Listing:
     networks = []
     for network in NETWORKS.values():
         spec = spec_of(network)
+        found = network.published
         published = None
-        if network.published_top1 is not None and network.published_top5 is not None:
-            published = Accuracy(
-                dataset="ImageNet", num_images=50_000, top1=network.published_top1, top5=network.published_top5
-            )
+        if found is not None:
+            published = Accuracy(dataset="ImageNet", num_images=NUM_VALIDATION_IMAGES, top1=found.top1, top5=found.top5)
         networks.append(_entry(network.name, network.summary, spec, checkpoint=network.checkpoint, accuracy=published))
     return Listing(networks=tuple(networks), models=tuple(_folders(models)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ from cspdeploy.core.catalog import (
     INPUT_NAME,
     MAX_OPSET,
     MIN_OPSET,
-    OUTPUT_NAME,
     artifact_file,
 )  # fmt: skip
 from cspdeploy.core.env import tool_versions
@@ -37,7 +37,9 @@ from cspdeploy.export.reference import compute_reference
 from cspdeploy.export.rewrite import split_expansion_convolutions
 from cspdeploy.export.simplify import LIMIT, start_simplify
 from cspdeploy.export.torchscript import export_torchscript
-from cspdeploy.pipeline.source import Source, prepare, resolve_source
+from cspdeploy.nets.exported import FEATURE_STRIDES
+from cspdeploy.pipeline.images import prepare
+from cspdeploy.pipeline.source import Source, resolve_source
 from cspdeploy.runtimes.ort import open_cpu_session
 
 __all__ = ["ExportReport", "ExportRequest", "export_bundle"]
@@ -54,7 +56,11 @@ class ExportRequest:
     output: Path = Path("exported")
     weights: str | None = None
     calibration: Path | None = None
+    names: Path | None = None
     size_px: tuple[int, int] | None = None
+    features: bool = False
+    strides: tuple[int, ...] = ()
+    """Of the feature maps; empty: the usual ones. Only with `features`."""
     fp16: bool = False
     opset: int = DEFAULT_OPSET
     dynamic_batch: bool = False
@@ -64,6 +70,8 @@ class ExportRequest:
             raise InputError(
                 f"--opset {self.opset}: expected {MIN_OPSET} to {MAX_OPSET}", fix=f"--opset {DEFAULT_OPSET}"
             )
+        if self.strides and not self.features:
+            raise InputError("--strides: are of feature maps", fix="add --features")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +90,8 @@ def export_bundle(request: ExportRequest, *, progress: Progress = lambda what, d
     """
     progress("loading weights", 0, 6)
     source = resolve_source(
-        request.model, models=request.models, weights=request.weights, images=request.calibration,
-        size_px=request.size_px,
+        request.model, models=request.models, weights=request.weights, names=request.names,
+        images=request.calibration, size_px=request.size_px, strides=request.strides if request.features else None,
     )  # fmt: skip
     folder = request.output / source.spec.name
     with _disk_errors(folder), staged_folder(folder) as staging:
@@ -97,8 +105,12 @@ class _Export:
     def __init__(self, request: ExportRequest, source: Source, staging: Path, progress: Progress) -> None:
         self._request, self._source, self._staging, self._progress = request, source, staging, progress
         self._spec = source.spec
+        self._output_shapes = _output_shapes(source.model, self._spec)
+        num = num_golden_images(
+            self._spec.preprocess.height_px, self._spec.preprocess.width_px,
+            num_output_values=sum(math.prod(shape) for shape in self._output_shapes.values()),
+        )  # fmt: skip
         # Golden and probe images are different ones where there are enough: every second one.
-        num = num_golden_images(self._spec.preprocess.height_px, self._spec.preprocess.width_px)
         picks = np.unique(np.linspace(0, len(source.images) - 1, 2 * num).astype(np.int64))
         self._golden_images = source.images[picks[::2]]
         self._x_golden = prepare(self._golden_images, self._spec)
@@ -120,7 +132,9 @@ class _Export:
         size = [self._spec.preprocess.height_px, self._spec.preprocess.width_px]
         return {
             "model": request.model, "weights": self._source.weights, "images": self._source.images_origin,
-            "size_px": size, "fp16": request.fp16, "opset": request.opset, "dynamic_batch": request.dynamic_batch,
+            "features": request.features, "strides": list(request.strides),
+            "names": str(request.names) if request.names else "", "size_px": size, "fp16": request.fp16,
+            "opset": request.opset, "dynamic_batch": request.dynamic_batch,
         }  # fmt: skip
 
     def _artifacts(self) -> list[Artifact]:
@@ -131,8 +145,9 @@ class _Export:
         model, example = self._source.model, torch.from_numpy(self._x_golden[:1])
         self._progress("ONNX", 1, 6)
         exported = export_onnx(
-            model, example, raw, opset=self._request.opset, dynamic_batch=self._request.dynamic_batch
-        )
+            model, example, raw, names=self._spec.outputs, opset=self._request.opset,
+            dynamic_batch=self._request.dynamic_batch,
+        )  # fmt: skip
         job = start_simplify(raw, simplified)
         try:
             self._progress("TorchScript, while onnxsim runs", 2, 6)
@@ -155,9 +170,9 @@ class _Export:
         return artifacts
 
     def _write_golden(self) -> None:
-        output_fp64, output_fp32 = compute_reference(self._source.model, self._x_golden)
+        outputs_fp64, outputs_fp32 = compute_reference(self._source.model, self._x_golden, names=self._spec.outputs)
         golden = Golden(
-            images=self._golden_images, x_NCHW=self._x_golden, output_fp64=output_fp64, output_fp32=output_fp32
+            images=self._golden_images, x_NCHW=self._x_golden, outputs_fp64=outputs_fp64, outputs_fp32=outputs_fp32
         )
         write_golden(self._staging / GOLDEN_FILE, golden)
 
@@ -168,7 +183,8 @@ class _Export:
             return ()
         feeds = {INPUT_NAME: self._x_golden[:1]}
         before, after = open_cpu_session(source), open_cpu_session(target)
-        difference = relative_l2(after.run(feeds)[OUTPUT_NAME], before.run(feeds)[OUTPUT_NAME])  # type: ignore[arg-type]
+        expected, got = before.run(feeds), after.run(feeds)
+        difference = max(relative_l2(got[name], expected[name]) for name in expected)  # type: ignore[arg-type]
         settings = LatencySettings(min_runs=15, min_seconds=0.1, warmup_seconds=0.05)
         timings = measure_latency({"before": before.bind(feeds), "after": after.bind(feeds)}, settings)
         facts = {"convolutions": num_rewritten, "limit": LIMIT}
@@ -189,9 +205,31 @@ class _Export:
         return Artifact(
             kind=kind, file=record.file, format=described.format, precision=described.precision, sha256=record.sha256,
             num_bytes=record.num_bytes, inputs=(_input_info(self._spec, batch),),
-            outputs=(TensorInfo(name=OUTPUT_NAME, dtype="float32", shape=(batch, self._spec.num_classes)),),
+            outputs=tuple(
+                TensorInfo(name=name, dtype="float32", shape=(batch, *shape))
+                for name, shape in self._output_shapes.items()
+            ),
             opset=self._request.opset if described.format == "onnx" else None, steps=steps,
         )  # fmt: skip
+
+
+@torch.inference_mode()
+def _output_shapes(model: torch.nn.Module, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the outputs without their batch, by one run on an empty picture.
+
+    Raises:
+        InputError: the network does not run at that size.
+    """
+    size_px = (spec.preprocess.height_px, spec.preprocess.width_px)
+    try:
+        outputs = model(torch.zeros(1, 3, *size_px))
+    except RuntimeError as error:  # maps that became empty, or that should meet and do not
+        raise InputError(
+            f"model '{spec.name}': does not run at {size_px[0]}x{size_px[1]} px ({str(error).splitlines()[0][:120]})",
+            fix=f"--size with a multiple of {max(FEATURE_STRIDES)} px a side",
+        ) from error
+    values = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+    return {name: tuple(value.shape[1:]) for name, value in zip(spec.outputs, values, strict=True)}
 
 
 def _input_info(spec: ModelSpec, batch: int | str) -> TensorInfo:

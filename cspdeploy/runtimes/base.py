@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cspdeploy.core.catalog import OUTPUT_NAME
 from cspdeploy.core.spec import ModelSpec
 
 __all__ = ["Feeds", "Outputs", "Runtime", "Session", "SessionRequest"]
@@ -40,10 +41,12 @@ class SessionRequest:
 
     Attributes:
         path: the artifact, or the weights file for the eager network.
+        outputs: names of the outputs, which PyTorch modules do not carry.
         spec: needed for the eager network alone.
     """
 
     path: Path
+    outputs: tuple[str, ...] = (OUTPUT_NAME,)
     spec: ModelSpec | None = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from cspdeploy.core.catalog import EAGER, OUTPUT_NAME
+from cspdeploy.core.catalog import EAGER
 from cspdeploy.core.errors import InputError
 from cspdeploy.runtimes.base import Runtime, SessionRequest
 from cspdeploy.runtimes.torch_device import TorchSession, missing_torch, probe_torch
@@ -13,14 +13,12 @@ __all__ = ["RUNTIMES"]
 
 
 def _open(device: str, request: SessionRequest) -> TorchSession:
-    from cspdeploy.nets.registry import build
-    from cspdeploy.nets.weights import load_weights, read_state_dict
+    from cspdeploy.nets.exported import load_exported
 
     if request.spec is None:
         raise InputError(f"{request.path}: the eager network needs its spec.json beside the weights")
-    model = build(request.spec)
-    load_weights(model, read_state_dict(request.path), source=str(request.path))
-    return TorchSession(model.eval().to(device), device=device, output=OUTPUT_NAME)
+    model = load_exported(request.spec, request.path)
+    return TorchSession(model.eval().to(device), device=device, outputs=request.spec.outputs)
 
 
 RUNTIMES = tuple(

@@ -16,15 +16,15 @@ class TorchSession:
     """A callable of tensors on a device. Float32 means float32: TF32 is off.
 
     Args:
-        compute: tensors in the order of the inputs to one tensor.
-        output: name of the output, which PyTorch modules do not carry.
+        compute: tensors in the order of the inputs to one tensor, or to a tuple of them.
+        outputs: names of the outputs, which PyTorch modules do not carry.
     """
 
-    def __init__(self, compute: Callable[..., Any], *, device: str, output: str) -> None:
+    def __init__(self, compute: Callable[..., Any], *, device: str, outputs: tuple[str, ...]) -> None:
         import torch
 
         self.placement: dict[str, int] = {}
-        self._compute, self._device, self._output = compute, device, output
+        self._compute, self._device, self._outputs = compute, device, outputs
         if device == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
@@ -35,7 +35,9 @@ class TorchSession:
 
         with torch.inference_mode():
             tensors = [torch.from_numpy(array).to(self._device) for array in feeds.values()]
-            return {self._output: self._compute(*tensors).cpu().numpy()}
+            found = self._compute(*tensors)
+            found = (found,) if isinstance(found, torch.Tensor) else found
+            return {name: value.cpu().numpy() for name, value in zip(self._outputs, found, strict=True)}
 
     def bind(self, feeds: Feeds) -> Callable[[], None]:
         """Inputs lie on the device already; the callable waits for it."""

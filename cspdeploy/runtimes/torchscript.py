@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import warnings
 
-from cspdeploy.core.catalog import OUTPUT_NAME
 from cspdeploy.core.errors import InputError
 from cspdeploy.runtimes.base import Runtime, SessionRequest
 from cspdeploy.runtimes.torch_device import TorchSession, missing_torch, probe_torch
@@ -24,7 +23,7 @@ def _open(device: str, request: SessionRequest) -> TorchSession:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise InputError(f"{request.path}: not a TorchScript file ({reason})", fix="export it again") from error
-    return TorchSession(module, device=device, output=OUTPUT_NAME)
+    return TorchSession(module, device=device, outputs=request.outputs)
 
 
 RUNTIMES = tuple(

@@ -98,7 +98,7 @@ def train_model(
     )
     finished = run / "model"
     accuracy = _write_model(finished, spec, average, training=training, testing=testing_loader, provenance=provenance)
-    write_curve(finished / CURVE_FILE, recipe, curve)
+    write_curve(finished / CURVE_FILE, recipe, curve, num_images=len(training))
     _replace_folder(finished, folder)
     shutil.rmtree(run)
     return TrainingReport(folder=str(folder), accuracy=accuracy, curve=tuple(curve))

@@ -191,7 +191,7 @@ def _write_checkpoint(path: Path, state: JsonObject) -> None:
     beside.replace(path)
 
 
-def write_curve(path: Path, recipe: Recipe, curve: list[EpochRecord]) -> None:
-    """train.json: the recipe and one record an epoch."""
-    data = {"recipe": to_json(recipe), "epochs": [to_json(record) for record in curve]}
+def write_curve(path: Path, recipe: Recipe, curve: list[EpochRecord], *, num_images: int) -> None:
+    """train.json: the recipe, the number of training images, and one record an epoch."""
+    data = {"recipe": to_json(recipe), "num_images": num_images, "epochs": [to_json(record) for record in curve]}
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

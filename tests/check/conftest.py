@@ -43,7 +43,8 @@ def make_mean_bundle(tiny_spec: ModelSpec, tmp_path: Path) -> Callable[[int], Pa
         images = np.random.default_rng(1).integers(0, 256, (10, 32, 32, 3), np.uint8)
         x_NCHW = preprocess(list(images), tiny_spec.preprocess)
         logits = x_NCHW.astype(np.float64).mean(axis=(2, 3))
-        golden = Golden(images=images, x_NCHW=x_NCHW, output_fp64=logits, output_fp32=logits.astype(np.float32))
+        golden = Golden(images=images, x_NCHW=x_NCHW, outputs_fp64={"logits": logits},
+                        outputs_fp32={"logits": logits.astype(np.float32)})  # fmt: skip
         write_golden(folder / "golden.npz", golden)
         (folder / "labels.txt").write_text("red\ngreen\nblue\n")
         text = f"""

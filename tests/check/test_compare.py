@@ -31,7 +31,9 @@ def _compare(
 ) -> Comparison:
     named = outputs if isinstance(outputs, dict) else {"logits": outputs}
     reference_NC = _reference() if reference is None else reference
-    return compare_outputs(named, names=NAMES, reference_NC=reference_NC, tolerance=tolerance)
+    return compare_outputs(
+        named, names=NAMES, reference={"logits": reference_NC}, tolerances={"logits": tolerance}, decisions=True
+    )
 
 
 def _good() -> npt.NDArray[np.float32]:
@@ -59,7 +61,10 @@ def _row_repeated() -> npt.NDArray[np.float32]:
 @both_precisions
 def test_same_outputs_pass(precision: str) -> None:
     found = _compare(_good(), TOLERANCES[precision])
-    assert found == Comparison(verdict="pass", rel_l2=0.0, max_abs=0.0, top1_agreement=1.0, top5_agreement=1.0)
+    assert found == Comparison(
+        verdict="pass", rel_l2=0.0, limit=TOLERANCES[precision].rel_l2, max_abs=0.0, top1_agreement=1.0,
+        top5_agreement=1.0,
+    )  # fmt: skip
 
 
 @both_precisions
@@ -193,3 +198,55 @@ def test_one_value_that_is_not_finite_is_caught(
     reference = outputs.astype(np.float64)
     outputs.flat[data.draw(st.integers(0, outputs.size - 1))] = value
     assert _compare(outputs, TOLERANCES["fp16"], reference=reference).verdict == "nan"
+
+
+# --- several outputs ---
+
+MAPS = {
+    "features_s8": np.random.default_rng(1).normal(0, 1, (3, 4, 5, 6)).astype(np.float32).astype(np.float64),
+    "features_s16": np.random.default_rng(2).normal(0, 9, (3, 8, 2, 3)).astype(np.float32).astype(np.float64),
+}
+
+
+def _compare_maps(**changes: Array) -> Comparison:
+    outputs = {name: changes.get(name, array.astype(np.float32)) for name, array in MAPS.items()}
+    tolerances = {"features_s8": TOLERANCES["fp32"], "features_s16": TOLERANCES["fp16"]}
+    return compare_outputs(outputs, names=tuple(MAPS), reference=MAPS, tolerances=tolerances, decisions=False)
+
+
+def test_feature_maps_are_compared_without_decisions() -> None:
+    found = _compare_maps()
+    assert (found.verdict, found.rel_l2, found.top1_agreement, found.top5_agreement) == ("pass", 0.0, None, None)
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(
+    ("fault", "verdict"), [("scaled", "numeric"), ("NaN", "nan"), ("rolled", "order"), ("cropped", "shape")]
+)
+def test_fault_in_any_output_is_found_and_named(name: str, fault: str, verdict: str) -> None:
+    good = MAPS[name].astype(np.float32)
+    nan = good.copy()
+    nan[1, 2, 0, 0] = np.nan
+    faulty: dict[str, Array] = {
+        "scaled": good * np.float32(1.02), "NaN": nan, "rolled": np.roll(good, 1, axis=0), "cropped": good[:, :, :1],
+    }  # fmt: skip
+    found = _compare_maps(**{name: faulty[fault]})
+    assert found.verdict == verdict
+    assert found.reason.startswith(f"{name}: ")
+
+
+def test_numbers_are_those_of_the_output_nearest_to_its_own_limit() -> None:
+    """0.1 % is far beyond what FP32 may cost, and far within what FP16 may."""
+    found = _compare_maps(features_s16=(MAPS["features_s16"] * 1.001).astype(np.float32))
+    assert found.verdict == "pass"
+    assert found.rel_l2 == pytest.approx(1e-3, rel=1e-2)
+    assert found.limit == TOLERANCES["fp16"].rel_l2
+    assert _compare_maps(features_s8=(MAPS["features_s8"] * 1.001).astype(np.float32)).verdict == "numeric"
+
+
+def test_outputs_of_one_shape_that_changed_places() -> None:
+    reference = {"a": MAPS["features_s8"], "b": -MAPS["features_s8"]}
+    outputs = {"b": -MAPS["features_s8"].astype(np.float32), "a": MAPS["features_s8"].astype(np.float32)}
+    tolerances = dict.fromkeys(reference, TOLERANCES["fp16"])
+    found = compare_outputs(outputs, names=("a", "b"), reference=reference, tolerances=tolerances, decisions=False)
+    assert found.verdict == "order"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cspdeploy.check.tolerance import noise_floor, tolerance_for
+from cspdeploy.check.tolerance import noise_floors, tolerance_for
 from cspdeploy.core.catalog import ACCURACY_BUDGET, FP16_LIMIT, FP32_FLOOR, FP32_NOISE_FACTOR
 from cspdeploy.core.golden import Golden
 
@@ -12,17 +12,17 @@ def _golden(error: float) -> Golden:
     """Two images whose float32 outputs are off by `error` of their size."""
     exact = np.array([[1.0, 2.0], [-4.0, 0.5]])
     return Golden(
-        images=np.zeros((2, 4, 4), np.uint8), x_NCHW=np.zeros((2, 3, 4, 4), np.float32), output_fp64=exact,
-        output_fp32=(exact * (1 + error)).astype(np.float32),
+        images=np.zeros((2, 4, 4), np.uint8), x_NCHW=np.zeros((2, 3, 4, 4), np.float32), outputs_fp64={"logits": exact},
+        outputs_fp32={"logits": (exact * (1 + error)).astype(np.float32)},
     )  # fmt: skip
 
 
 def test_floor_is_the_distance_of_the_two_eager_outputs() -> None:
-    assert noise_floor(_golden(1e-3)) == pytest.approx(1e-3, rel=1e-3)
+    assert noise_floors(_golden(1e-3))["logits"] == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_floor_of_a_network_without_noise_is_one_unit_in_the_last_place() -> None:
-    assert noise_floor(_golden(0.0)) == FP32_FLOOR == 2.0**-23
+    assert noise_floors(_golden(0.0))["logits"] == FP32_FLOOR == 2.0**-23
 
 
 def test_fp32_is_judged_by_the_floor() -> None:

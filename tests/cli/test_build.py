@@ -377,3 +377,26 @@ def test_train_refuses_what_it_cannot_do(refuse: Refuse, tmp_path: Path) -> None
     assert "did you mean 'cspdarknet53'?" in refuse("train", "cspdarknet35", "--data", tmp_path, *models)
     assert "nowhere" in refuse("train", "cspdarknet53", "--data", "nowhere", *models)
     assert not (tmp_path / "models").exists()
+
+
+# --- features ---
+
+
+@pytest.mark.usefixtures("without_simplifier")
+def test_features_of_chosen_strides(run: Run, export: list[object], output: Path) -> None:
+    done = run(*export, "--features", "--strides", "8,4", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["manifest"]["spec"]["outputs"] == ["features_s4", "features_s8"]
+    assert _left_in(output) == ["tiny-features"]
+
+
+@pytest.mark.parametrize("text", ["", "8,", "8;16", "-8", "eight", "8.0"])
+def test_strides_that_are_none(refuse: Refuse, export: list[object], output: Path, text: str) -> None:
+    assert "--strides" in refuse(*export, "--features", "--strides", text)
+    assert _left_in(output) == []
+
+
+def test_stride_that_the_network_has_not(refuse: Refuse, export: list[object], output: Path) -> None:
+    assert "it has [1, 2, 4, 8]" in refuse(*export, "--features", "--strides", "64")
+    assert _left_in(output) == []

@@ -205,7 +205,7 @@ def _edit(bundle: Path, **changes: object) -> None:
         ({"labels": "cat"}, r"\$\.labels"),
         ({"labels": ["cat", "dog"]}, "labels: got 2"),
         ({"artifacts": []}, "artifacts: got none"),
-        ({"schema_version": 2}, "update cspdeploy"),
+        ({"schema_version": 3}, "update cspdeploy"),
         ({"schema_version": 0}, "export the bundle again"),
         ({"schema_version": "1"}, "export the bundle again"),
     ],

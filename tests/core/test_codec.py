@@ -121,3 +121,30 @@ def test_a_literal_takes_only_its_own_type(stride: object) -> None:
 def test_only_an_object_is_a_dataclass(data: object) -> None:
     with pytest.raises(InputError, match="expected an object"):
         from_json(Leaf, data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circle:
+    type: Literal["circle"] = "circle"
+    radius: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Square:
+    type: Literal["square"] = "square"
+    side: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    shapes: tuple[Circle | Square, ...]
+
+
+def test_member_of_a_union_is_chosen_by_its_type() -> None:
+    """Its error is told, not that of the last member."""
+    good = Shapes(shapes=(Circle(radius=1), Square(side=2)))
+    assert from_json(Shapes, to_json(good)) == good
+    with pytest.raises(InputError, match=r"\$\.shapes\[0\]\.radius: got str, expected int"):
+        from_json(Shapes, {"shapes": [{"type": "circle", "radius": "one"}]})
+    with pytest.raises(InputError):
+        from_json(Shapes, {"shapes": [{"type": "hexagon", "side": 1}]})

@@ -22,15 +22,15 @@ def _arrays(num: int = 3) -> Arrays:
     return {
         "images": rng.integers(0, 256, (num, 8, 6), np.uint8),
         "input": rng.normal(size=(num, 3, 4, 4)).astype(np.float32),
-        "output_fp64": logits,
-        "output_fp32": logits.astype(np.float32),
+        "output_fp64.logits": logits,
+        "output_fp32.logits": logits.astype(np.float32),
     }
 
 
 def _golden(arrays: Arrays) -> Golden:
     return Golden(
-        images=arrays["images"], x_NCHW=arrays["input"], output_fp64=arrays["output_fp64"],
-        output_fp32=arrays["output_fp32"],
+        images=arrays["images"], x_NCHW=arrays["input"], outputs_fp64={"logits": arrays["output_fp64.logits"]},
+        outputs_fp32={"logits": arrays["output_fp32.logits"]},
     )  # fmt: skip
 
 
@@ -38,8 +38,12 @@ def test_round_trip(tmp_path: Path) -> None:
     arrays = _arrays()
     write_golden(tmp_path / "golden.npz", _golden(arrays))
     back = read_golden(tmp_path / "golden.npz")
-    for got, name in ((back.images, "images"), (back.x_NCHW, "input"), (back.output_fp64, "output_fp64"),
-                      (back.output_fp32, "output_fp32")):  # fmt: skip
+    for got, name in (
+        (back.images, "images"),
+        (back.x_NCHW, "input"),
+        (back.outputs_fp64["logits"], "output_fp64.logits"),
+        (back.outputs_fp32["logits"], "output_fp32.logits"),
+    ):
         assert got.dtype == arrays[name].dtype
         assert np.array_equal(got, arrays[name])
 
@@ -56,13 +60,13 @@ def test_same_arrays_give_the_same_bytes_without_a_date(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "array"),
     [
-        ("output_fp64", np.full((3, 5), np.nan)),
-        ("output_fp32", np.full((3, 5), np.inf, np.float32)),
-        ("output_fp64", np.ones((3, 5), np.float32)),
+        ("output_fp64.logits", np.full((3, 5), np.nan)),
+        ("output_fp32.logits", np.full((3, 5), np.inf, np.float32)),
+        ("output_fp64.logits", np.ones((3, 5), np.float32)),
         ("input", np.ones((3, 3, 4, 4), np.float64)),
         ("images", np.ones((3, 8, 6), np.int16)),
         ("images", np.ones((2, 8, 6), np.uint8)),
-        ("output_fp32", np.float32(1)),
+        ("output_fp32.logits", np.float32(1)),
         ("images", np.array([{}, {}, {}])),
     ],
     ids=["nan", "inf", "fp32 as fp64", "double input", "int16 images", "count", "scalar", "pickle"],
@@ -83,7 +87,7 @@ def test_reference_of_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_missing_array_and_missing_file(tmp_path: Path) -> None:
     arrays = _arrays()
-    del arrays["output_fp64"]
+    del arrays["output_fp64.logits"]
     np.savez(tmp_path / "golden.npz", **arrays)  # type: ignore[arg-type]
     for name in ("golden.npz", "none.npz"):
         with pytest.raises(InputError, match="not a golden file"):
@@ -127,3 +131,30 @@ def test_number_of_images_follows_their_size() -> None:
     assert num_golden_images(256, 256) == 8
     assert num_golden_images(160, 160) == 20
     assert num_golden_images(4000, 4000) == 8
+
+
+def test_several_outputs_keep_names_order_and_shapes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    maps = {"features_s8": rng.normal(size=(3, 4, 2, 2)), "features_s16": rng.normal(size=(3, 8, 1, 1))}
+    golden = Golden(
+        images=np.zeros((3, 8, 6), np.uint8), x_NCHW=np.zeros((3, 3, 4, 4), np.float32), outputs_fp64=maps,
+        outputs_fp32={name: array.astype(np.float32) for name, array in maps.items()},
+    )  # fmt: skip
+    write_golden(tmp_path / "golden.npz", golden)
+    back = read_golden(tmp_path / "golden.npz")
+    assert list(back.outputs_fp64) == list(back.outputs_fp32) == ["features_s8", "features_s16"]
+    assert all(np.array_equal(back.outputs_fp64[name], maps[name]) for name in maps)
+
+
+def test_outputs_that_only_one_precision_has_are_refused(tmp_path: Path) -> None:
+    arrays = _arrays()
+    arrays["output_fp64.more"] = arrays["output_fp64.logits"]
+    np.savez(tmp_path / "golden.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected the same"):
+        read_golden(tmp_path / "golden.npz")
+
+
+def test_large_outputs_are_stored_for_fewer_images_but_never_one() -> None:
+    assert num_golden_images(256, 256, num_output_values=1000) == 8
+    assert num_golden_images(256, 256, num_output_values=2**20) == 4
+    assert num_golden_images(608, 608, num_output_values=2**24) == 2

@@ -308,3 +308,21 @@ def test_eps_is_refused_whatever_the_file_is_called(tmp_path: Path) -> None:
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
     with pytest.raises(InputError, match="not an image"):
         load_image(path)
+
+
+# --- letterbox ---
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "inner"),
+    [(8, 16, (4, 8, 2, 0)), (16, 8, (8, 4, 0, 2)), (8, 8, (8, 8, 0, 0)), (1, 100, (1, 8, 3, 0)), (3, 4, (6, 8, 1, 0))],
+)
+def test_letterbox_keeps_the_ratio_and_centres_on_grey(
+    height: int, width: int, inner: tuple[int, int, int, int]
+) -> None:
+    white = Image.fromarray(np.full((height, width, 3), 255, np.uint8))
+    made = resize_image(white, dataclasses.replace(CONTRACT, resize="letterbox"))
+    rows, columns, top, left = inner
+    expected = np.full((8, 8, 3), 128, np.uint8)
+    expected[top : top + rows, left : left + columns] = 255
+    assert np.array_equal(made, expected)

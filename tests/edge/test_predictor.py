@@ -21,6 +21,8 @@ from cspdeploy.core.metrics import relative_l2, softmax
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import Artifact, Manifest, TensorInfo
 from cspdeploy.edge import Predictor
+from cspdeploy.export import simplify
+from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def test_answers_are_the_golden_ones(
 ) -> None:
     logits = Predictor.open(tiny_bundle, artifact=artifact, runtime=runtime).logits(*golden.images)
     assert logits.dtype == np.float32
-    assert relative_l2(logits, golden.output_fp64) < limit
+    assert relative_l2(logits, golden.outputs_fp64["logits"]) < limit
 
 
 def test_batch_over_a_fixed_batch_model_is_each_image_by_itself(tiny_bundle: Path, golden: Golden) -> None:
@@ -96,7 +98,7 @@ def test_last_call_of_a_fixed_batch_is_filled_up(
 def test_prediction_is_likeliest_first_with_softmax(tiny_bundle: Path, golden: Golden) -> None:
     predictor = Predictor.open(tiny_bundle)
     found = predictor(golden.images[0], top=4)
-    expected = softmax(golden.output_fp64)[0]
+    expected = softmax(golden.outputs_fp64["logits"])[0]
     assert [prediction.index for prediction in found] == np.argsort(-expected)[:4].tolist()
     for prediction in found:
         assert prediction.label == f"label {prediction.index}"
@@ -187,3 +189,20 @@ def test_artifact_without_inputs(bundle: Path) -> None:
     _edit(bundle, lambda data: data["artifacts"][1].update(inputs=[]))
     with pytest.raises(InputError, match="manifest"):
         Predictor.open(bundle)
+
+
+def test_outputs_by_name_and_no_classes_of_a_features_bundle(
+    tiny_models: Path, tmp_path: Path, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simplify, "_CHILD", ["false"])
+    report = export_bundle(ExportRequest(model="tiny", models=tiny_models, output=tmp_path, features=True))
+    predictor = Predictor.open(report.folder)
+    assert predictor.task == "features"
+    found = predictor.outputs(*golden.images[:3])
+    expected = read_golden(Path(report.folder) / "golden.npz").outputs_fp64
+    assert list(found) == ["features_s4", "features_s8"]
+    for name, maps in found.items():
+        assert relative_l2(maps, expected[name][:3]) < 1e-5
+    with pytest.raises(InputError, match="not classes") as caught:
+        predictor(golden.images[0])
+    assert "Predictor.outputs" in caught.value.fix

@@ -42,7 +42,7 @@ def tiny_x_NCHW() -> Array:
 def tiny_raw(tiny_model: nn.Module, tiny_x_NCHW: Array, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network as the exporter writes it: opset 18, one image a call."""
     path = tmp_path_factory.mktemp("tiny") / "raw.onnx"
-    export_onnx(tiny_model, torch.from_numpy(tiny_x_NCHW[:1]), path, opset=18, dynamic_batch=False)
+    export_onnx(tiny_model, torch.from_numpy(tiny_x_NCHW[:1]), path, names=("logits",), opset=18, dynamic_batch=False)
     return path
 
 

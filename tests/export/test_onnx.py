@@ -28,7 +28,9 @@ def test_opset_is_the_one_asked_for_and_outputs_are_eager_ones(
 ) -> None:
     path = tmp_path / "tiny.onnx"
     x_NCHW = tiny_x_NCHW[:1]
-    record = export_onnx(tiny_model, torch.from_numpy(x_NCHW), path, opset=opset, dynamic_batch=False)
+    record = export_onnx(
+        tiny_model, torch.from_numpy(x_NCHW), path, names=("logits",), opset=opset, dynamic_batch=False
+    )
     model = onnx.load(path)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
     assert record.facts["opset"] == opset
@@ -40,7 +42,7 @@ def test_opset_is_the_one_asked_for_and_outputs_are_eager_ones(
 
 def test_one_file_that_needs_no_other(tiny_model: nn.Module, tiny_x_NCHW: Array, tmp_path: Path) -> None:
     path = tmp_path / "tiny.onnx"
-    export_onnx(tiny_model, torch.from_numpy(tiny_x_NCHW[:1]), path, opset=18, dynamic_batch=False)
+    export_onnx(tiny_model, torch.from_numpy(tiny_x_NCHW[:1]), path, names=("logits",), opset=18, dynamic_batch=False)
     assert list(tmp_path.iterdir()) == [path]
     assert external_data_files(path) == []
 
@@ -54,7 +56,7 @@ def test_static_batch_is_fixed(tiny_raw: Path, tiny_x_NCHW: Array) -> None:
 
 def test_dynamic_batch_takes_one_image_and_three(tiny_model: nn.Module, tiny_x_NCHW: Array, tmp_path: Path) -> None:
     path = tmp_path / "tiny.onnx"
-    export_onnx(tiny_model, torch.from_numpy(tiny_x_NCHW[:1]), path, opset=18, dynamic_batch=True)
+    export_onnx(tiny_model, torch.from_numpy(tiny_x_NCHW[:1]), path, names=("logits",), opset=18, dynamic_batch=True)
     onnx.checker.check_model(path, full_check=True)
     session = open_cpu_session(path)
     assert session.inputs == {"input": ("N", 3, 32, 32)}
@@ -68,5 +70,5 @@ def test_same_network_gives_the_same_bytes(
     tiny_raw: Path, tiny_model: nn.Module, tiny_x_NCHW: Array, tmp_path: Path
 ) -> None:
     again = tmp_path / "again.onnx"
-    export_onnx(tiny_model, torch.from_numpy(tiny_x_NCHW[:1]), again, opset=18, dynamic_batch=False)
+    export_onnx(tiny_model, torch.from_numpy(tiny_x_NCHW[:1]), again, names=("logits",), opset=18, dynamic_batch=False)
     assert again.read_bytes() == tiny_raw.read_bytes()

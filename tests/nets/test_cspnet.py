@@ -1,10 +1,9 @@
-"""Counts and layouts are those of the published models; the forward pass is written out again from their layout."""
+"""The forward pass is written out again from the published layout; counts of the named networks are in test_zoo.py."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d
 
-from cspdeploy.nets.blocks import BLOCKS, make_activation
+from cspdeploy.nets.blocks import BLOCKS, FeatureLevel, make_activation
 from cspdeploy.nets.cspnet import Cs3Stage, CspNet, CspNetConfig, CspStage, StageConfig, StemConfig
-from cspdeploy.nets.registry import NETWORKS
-
-STATE_DICTS = Path(__file__).parents[3] / "shared" / "data" / "state_dict"
 
 
 def _stages(
@@ -32,82 +28,9 @@ def _stages(
     )
 
 
-def _cspres(widths: tuple[int, ...], **rest: Any) -> CspNetConfig:
-    stem = StemConfig(out_chs=(64,), kernel=7, stride=4, pool="max3", padding=None)
-    stages = _stages((3, 3, 5, 2), widths, first_stride=1, kind="csp", block="bottle", cross_linear=True, **rest)
-    return CspNetConfig(stem=stem, stages=stages, activation="leaky_relu", leaky_slope=0.01)
-
-
-def _darknet53(**rest: Any) -> CspNetConfig:
-    stem = StemConfig(out_chs=(32,), kernel=3, stride=1, pool="none", padding=None)
-    widths = (64, 128, 256, 512, 1024)
-    stages = _stages((1, 2, 8, 8, 4), widths, kind="dark", block="dark", bottle_ratio=0.5, **rest)
-    return CspNetConfig(stem=stem, stages=stages, activation="leaky_relu", leaky_slope=0.01)
-
-
-def _cs3(stem: tuple[int, ...], depths: tuple[int, ...], width: int, **rest: Any) -> CspNetConfig:
-    focus = len(stem) == 1
-    widths = (width, 2 * width, 4 * width, 8 * width)
-    return CspNetConfig(
-        stem=StemConfig(out_chs=stem, kernel=6 if focus else 3, stride=2, pool="none", padding=2 if focus else None),
-        stages=_stages(depths, widths, kind="cs3", block_ratio=0.5, **{"block": "dark", **rest}),
-        activation="silu",
-        leaky_slope=0.01,
-    )
-
-
-# Name, configuration, parameters, GMAC of convolutions and head at 256 px, million outputs of convolutions.
-PUBLISHED = [
-    ("cspdarknet53", NETWORKS["cspdarknet53"].config, 27_642_184, 6.534, 16.81),
-    ("cspresnet50", _cspres((128, 256, 512, 1024), expand_ratio=2.0, bottle_ratio=0.5), 21_616_168, 4.517, 11.50),
-    ("cspresnext50", _cspres((256, 512, 1024, 2048), block_ratio=0.5, groups=32), 20_569_896, 4.015, 15.86),
-    ("darknet53", _darknet53(), 41_609_928, 9.285, 12.39),
-    ("darknetaa53", _darknet53(avg_down=True), 36_022_984, 7.943, 12.39),
-    ("cs3darknet_l", _cs3((32, 64), (3, 6, 9, 3), 128), 21_164_168, 4.847, 8.55),
-    ("cs3darknet_focus_l", _cs3((64,), (3, 6, 9, 3), 128), 21_151_720, 4.644, None),
-    ("cs3sedarknet_l", _cs3((32, 64), (3, 6, 9, 3), 128, se_ratio=0.25), 21_913_592, 4.848, 8.56),
-    ("cs3edgenet_x", _cs3((40, 80), (3, 7, 11, 3), 160, block="edge", bottle_ratio=1.5), 47_821_120, 11.501, 12.92),
-]
-
-
 def _on_meta(config: CspNetConfig) -> CspNet:
     with torch.device("meta"):  # shapes only: nothing is allocated, nothing computed
         return CspNet(config, num_classes=1000).eval()
-
-
-@pytest.mark.parametrize(("name", "config", "num_params", "gmac", "mact"), PUBLISHED, ids=[row[0] for row in PUBLISHED])
-def test_counts_are_those_of_the_published_model(
-    name: str, config: CspNetConfig, num_params: int, gmac: float, mact: float | None
-) -> None:
-    model = _on_meta(config)
-    assert sum(p.numel() for p in model.parameters()) == num_params
-    num_macs = num_outputs = 0
-
-    def count(module: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal num_macs, num_outputs
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        num_macs += out.numel() * weight[0].numel()
-        num_outputs += out.numel() if isinstance(module, nn.Conv2d) else 0
-
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_hook(count)
-    assert model(torch.empty(1, 3, 256, 256, device="meta")).shape == (1, 1000)
-    assert round(num_macs / 1e9, 3) == gmac
-    if mact is not None:
-        assert round(num_outputs / 1e6, 2) == pytest.approx(mact, abs=0.011)  # published to two decimals, either way
-
-
-@pytest.mark.skipif(not STATE_DICTS.is_dir(), reason=f"no published layouts in {STATE_DICTS}")
-@pytest.mark.parametrize("name", ["cspdarknet53", "cspresnet50", "cspresnext50"])
-def test_state_dict_has_the_published_layout(name: str) -> None:
-    config = next(row[1] for row in PUBLISHED if row[0] == name)
-    layout = [f"{key} {list(value.shape)}" for key, value in _on_meta(config).state_dict().items()]
-    assert layout == (STATE_DICTS / f"{name}.txt").read_text().splitlines()
-
-
-# --- behaviour ---
 
 
 def _randomise(model: nn.Module) -> None:
@@ -233,3 +156,128 @@ def test_stem_strides(tiny_config: CspNetConfig, stem: StemConfig, side_px: int)
 
 def test_tiny_network_is_tiny(tiny_config: CspNetConfig) -> None:
     assert sum(p.numel() for p in CspNet(tiny_config, num_classes=10).parameters()) < 50_000
+
+
+# --- partial residual: fewer channels into the blocks than out of them ---
+
+
+def _partial(block: Any, *, act: str = "leaky_relu") -> tuple[CspStage, CspStage]:
+    """Stages whose blocks take 8 of 16 channels, and all 16."""
+    (config,) = _stages((2,), (32,), kind="csp", block=block, block_ratio=0.5)
+    stages = [
+        CspStage(one, 8, make_activation(act, 0.1)).double().eval()
+        for one in (dataclasses.replace(config, block_in_chs=8), config)
+    ]
+    return stages[0], stages[1]
+
+
+@pytest.mark.parametrize("block", list(BLOCKS))
+@torch.no_grad()
+def test_partial_residual_is_a_full_one_with_zeros(block: Any) -> None:
+    """Rows of zeros after the block's own rows of conv_exp, and whatever reads them, change nothing."""
+    torch.manual_seed(0)
+    partial, full = _partial(block)
+    _randomise(partial)
+    state = {}
+    for key, value in full.state_dict().items():
+        given = partial.state_dict()[key]
+        padded = torch.full(value.shape, 0.0 if key.startswith("conv_exp") else 0.7, dtype=value.dtype)
+        padded[tuple(slice(size) for size in given.shape)] = given
+        state[key] = padded
+    state["conv_exp.bn.running_var"][24:] = 1.0
+    full.load_state_dict(state)
+    x = torch.randn(2, 8, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(partial(x), full(x), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_partial_residual_adds_to_the_first_channels() -> None:
+    partial, _ = _partial("dark")
+    first = partial.blocks[0]
+    nn.init.zeros_(first.last_norm.weight)
+    nn.init.zeros_(first.last_norm.bias)
+    x = torch.randn(1, 8, 4, 4, dtype=torch.float64)
+    assert torch.equal(first(x), torch.cat([x, torch.zeros_like(x)], 1))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "cs3", "block_in_chs": 8},
+        {"kind": "dark", "block_in_chs": 8},
+        {"block_in_chs": 0},
+        {"block_in_chs": 64},
+        {"block_ratio": 1.0},
+        {"expand_ratio": 0.01},
+        {"expand_ratio": float("nan")},
+        {"bottle_ratio": 0.0},
+        {"bottle_ratio": -1.0},
+        {"se_ratio": -0.5},
+        {"depth": 10**9},
+        {"out_chs": 10**9},
+        {"groups": 3},
+    ],
+    ids=str,
+)
+def test_stage_that_cannot_be(changes: dict[str, Any]) -> None:
+    (config,) = _stages((1,), (32,), kind="csp", block="dark", block_ratio=0.5)
+    with torch.device("meta"), pytest.raises(ValueError, match=r"got|expected|divisible|NaN"):
+        CspStage(dataclasses.replace(config, **changes), 8, make_activation("silu", 0.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"out_chs": ()}, "convolutions of the stem: got 0"),
+        ({"out_chs": (8, 0)}, "stem.out_chs: got 0"),
+        ({"kernel": 0}, "stem.kernel: got 0"),
+        ({"padding": -1}, "stem.padding: got -1"),
+        ({"pool": "max2"}, "stem.stride: got 2 with a pool, expected 4"),
+        ({"stride": 4}, "stem.stride: got 4 with one convolution"),
+    ],
+    ids=str,
+)
+def test_stem_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    stem = {"out_chs": (8,), "kernel": 3, "stride": 2, "pool": "none", "padding": None}
+    with pytest.raises(ValueError, match=message):
+        StemConfig(**{**stem, **changes})  # type: ignore[arg-type]
+
+
+def test_uneven_conv_exp_gives_both_paths_the_same(tiny_config: CspNetConfig) -> None:
+    (config,) = _stages((1,), (32,), kind="csp", block="dark", expand_ratio=33 / 32, block_ratio=0.5)
+    with torch.device("meta"):
+        stage = CspStage(config, 8, make_activation("silu", 0.0))
+        assert stage(torch.empty(1, 8, 8, 8)).shape == (1, 32, 4, 4)
+
+
+# --- feature maps ---
+
+
+@pytest.mark.parametrize("pool", ["none", "max3", "max2"])
+@torch.no_grad()
+def test_features_are_the_stem_before_its_pool_and_the_stages(
+    tiny_config: CspNetConfig, pool: Any, keeps_its_maps: Callable[[nn.Module], None]
+) -> None:
+    stem = StemConfig(out_chs=(8,), kernel=3, stride=1 if pool == "none" else 4, pool=pool, padding=None)
+    model = CspNet(dataclasses.replace(tiny_config, stem=stem), num_classes=3).eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = [_seen_by(part, lambda: model(x))[1] for part in (model.stem.conv1, *model.stages)]
+    maps = model.forward_features(x)
+    assert all(torch.equal(one, other) for one, other in zip(maps, expected, strict=True))
+    stride = 1 if pool == "none" else 2
+    after = stride if pool == "none" else 4
+    assert model.feature_levels == (
+        FeatureLevel(stride, 8), FeatureLevel(2 * after, 16), FeatureLevel(4 * after, 32), FeatureLevel(8 * after, 48),
+    )  # fmt: skip
+    for level, one in zip(model.feature_levels, maps, strict=True):
+        assert one.shape == (1, level.num_chs, 64 // level.stride, 64 // level.stride)
+    keeps_its_maps(model)
+
+
+@torch.no_grad()
+def test_of_two_maps_of_one_stride_the_later_one_is_the_level(tiny_config: CspNetConfig) -> None:
+    first = dataclasses.replace(tiny_config.stages[0], stride=1)
+    model = CspNet(dataclasses.replace(tiny_config, stages=(first, *tiny_config.stages[1:])), num_classes=3).eval()
+    assert model.feature_levels == (FeatureLevel(1, 16), FeatureLevel(2, 32), FeatureLevel(4, 48))
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(model.forward_features(x)[0], model.stages[0](model.stem(x)))

@@ -30,6 +30,7 @@ from cspdeploy.nets import hub
 TAG = "cspdarknet53.ra_in1k"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILE_PATH = f"/timm/{TAG}/resolve/main/model.safetensors"
+PICKLE_PATH = f"/timm/{TAG}/resolve/main/pytorch_model.bin"
 CDN_PATH = "/cdn/model.safetensors"
 TENSORS = {"stem.conv1.weight": np.arange(4096, dtype=np.float32).reshape(32, 128)}
 CHECKPOINT = save(TENSORS)
@@ -97,13 +98,19 @@ class StandInHandler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         owner = self.server.owner
-        if self.path not in (FILE_PATH, CDN_PATH):  # the library also asks for a list that it can do without
+        if self.path not in (
+            FILE_PATH,
+            PICKLE_PATH,
+            CDN_PATH,
+        ):  # the library also asks for a list that it can do without
             self._send(404, {}, b"{}" if with_body else b"")
             return
         owner.requests.append(f"{self.command} {self.path}")
         if owner.silent.is_set():
             owner.released.wait(PROCESS_LIMIT_S)
             self.close_connection = True
+        elif self.path in owner.missing:
+            self._send(404, {"X-Error-Code": "EntryNotFound"}, b"{}" if with_body else b"")
         elif (status := owner.get_status if with_body else owner.head_status) != 200:
             self._send(status, owner.error_headers, b"{}" if with_body else b"")
         elif self.path == CDN_PATH:
@@ -141,6 +148,7 @@ class StandInHub:
     head_status: int = 200
     get_status: int = 200
     error_headers: dict[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = (PICKLE_PATH,)
     cut_at_byte: int | None = None
     silent: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
@@ -246,6 +254,47 @@ def test_second_fetch_comes_from_the_cache(place: Place) -> None:
     second = place.fetch()
     assert second == first
     assert place.hub.num_requests("GET") == 1
+
+
+@needs_library
+def test_repository_without_safetensors_gives_its_pickle(place: Place) -> None:
+    place.hub.missing = (FILE_PATH,)
+    first = place.fetch()
+    assert "error" not in first, first
+    assert Path(first["path"]).name == "pytorch_model.bin"
+    assert Path(first["path"]).read_bytes() == CHECKPOINT
+    assert (first["sha256"], first["origin"]) == (SHA256, f"hf://timm/{TAG}@{COMMIT}/pytorch_model.bin")
+    assert place.hub.requests[:2] == [f"HEAD {FILE_PATH}", f"HEAD {PICKLE_PATH}"]
+    assert place.fetch(HF_HUB_OFFLINE="1") == first
+
+
+@needs_library
+def test_pickle_is_not_taken_where_there_is_safetensors(place: Place) -> None:
+    place.hub.missing = ()
+    assert_good(place.fetch())
+    assert not any(PICKLE_PATH in request for request in place.hub.requests)
+
+
+@needs_library
+def test_pickle_with_another_hash_is_refused(place: Place) -> None:
+    place.hub.missing = (FILE_PATH,)
+    place.hub.body = CHECKPOINT[:-1] + b"\xff"
+    assert_refused(place.fetch(), SHA256, "removed from the cache")
+    assert place.cached_files == []
+
+
+@needs_library
+def test_pinned_tag_is_never_fetched_as_a_pickle(place: Place) -> None:
+    place.hub.missing = (FILE_PATH,)
+    assert_refused(place.fetch(pin=SHA256), "HTTP 404")
+    assert place.hub.requests == [f"HEAD {FILE_PATH}"]
+
+
+@needs_library
+def test_repository_without_either_file_is_refused(place: Place) -> None:
+    place.hub.missing = (FILE_PATH, PICKLE_PATH)
+    assert_refused(place.fetch(), "HTTP 404", "models/cspdarknet53/")
+    assert place.hub.num_requests("GET") == 0
 
 
 @needs_library
@@ -363,7 +412,7 @@ def test_download_that_is_cut_and_restarted_for_ever_ends(place: Place) -> None:
     place.hub.cut_at_byte = OVER_ONE_CHUNK_BYTES
     assert_refused(place.fetch(), f"cut or sent elsewhere {hub.MAX_GETS} times")
     assert place.cached_files == []
-    assert place.hub.num_requests("GET") == hub.MAX_GETS
+    assert place.hub.num_requests("GET") == 1 + hub.MAX_GETS  # the first one got as far as none after it
 
 
 @needs_library

@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 
 import cspdeploy
+from cspdeploy.check.ladder import VerifySettings, verify_bundles
 from cspdeploy.core.bundle import check_hashes, file_sha256, read_manifest
+from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import read_golden
 from cspdeploy.core.model_folder import read_calibration
@@ -90,7 +92,7 @@ def test_bundle_is_flat_and_holds_what_its_manifest_names(tiny_bundle: Path) -> 
 def test_facts_of_the_manifest(tiny_bundle: Path, tiny_models: Path, tiny_spec: ModelSpec) -> None:
     manifest = read_manifest(tiny_bundle)
     weights = tiny_models / "tiny" / "model.safetensors"
-    assert manifest.schema_version == 1
+    assert manifest.schema_version == 2
     assert manifest.spec.network == tiny_spec.network
     assert manifest.spec.preprocess == tiny_spec.preprocess
     assert (manifest.spec.name, manifest.spec.provenance.source) == ("tiny", "user")
@@ -100,7 +102,8 @@ def test_facts_of_the_manifest(tiny_bundle: Path, tiny_models: Path, tiny_spec: 
     assert manifest.tools.keys() >= {"python", "torch", "onnx", "onnxruntime", "numpy", "pillow"}
     digest = file_sha256(tiny_models / "tiny" / "calibration.npz")[:12]
     assert manifest.options == {
-        "model": "tiny", "weights": str(weights), "size_px": [32, 32], "fp16": True, "opset": 18,
+        "model": "tiny", "weights": str(weights), "names": "", "size_px": [32, 32], "features": False, "strides": [],
+        "fp16": True, "opset": 18,
         "dynamic_batch": False, "images": f"{tiny_models / 'tiny' / 'calibration.npz'} ({digest})",
     }  # fmt: skip
 
@@ -143,7 +146,7 @@ def test_golden_holds_real_images_and_not_those_that_fp16_is_ranged_on(
     stored = read_calibration(tiny_models / "tiny" / "calibration.npz")
     np.testing.assert_array_equal(golden.images, stored[::2])
     np.testing.assert_array_equal(golden.x_NCHW, preprocess(list(golden.images), tiny_spec.preprocess))
-    assert golden.output_fp64.shape == (20, 10)
+    assert golden.outputs_fp64["logits"].shape == (20, 10)
     fp16 = _artifact(read_manifest(tiny_bundle), "onnx-fp16").steps[-1]
     assert fp16.facts["num_images"] == 20
 
@@ -295,3 +298,73 @@ def test_simplifier_that_crashes_does_not_stop_the_export(
     onnx.checker.check_model(output / "tiny" / "tiny.onnx", full_check=True)
     recorded = json.loads((output / "tiny" / "manifest.json").read_text())["artifacts"][1]["steps"][1]
     assert recorded["outcome"] == "kept"
+
+
+# --- feature maps instead of classes ---
+
+
+@pytest.fixture(scope="module")
+def features_bundle(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("features")
+    report = export_bundle(
+        ExportRequest(model="tiny", models=tiny_models, output=output, fp16=True, features=True, strides=(2, 8))
+    )
+    return Path(report.folder)
+
+
+def test_features_are_a_bundle_of_their_own(features_bundle: Path) -> None:
+    manifest = read_manifest(features_bundle)
+    assert (features_bundle.name, manifest.spec.task) == ("tiny-features", "features")
+    for artifact in manifest.artifacts:
+        batch = "N" if artifact.kind == "torchscript" else 1
+        assert artifact.outputs == (
+            TensorInfo(name="features_s2", dtype="float32", shape=(batch, 16, 16, 16)),
+            TensorInfo(name="features_s8", dtype="float32", shape=(batch, 48, 4, 4)),
+        )
+    graph = onnx.load(features_bundle / "tiny-features.onnx").graph
+    assert [value.name for value in graph.output] == ["features_s2", "features_s8"]
+    assert not any("fc" in tensor.name for tensor in graph.initializer)  # the classifier is left out
+
+
+def test_every_rung_of_a_features_bundle_holds(features_bundle: Path) -> None:
+    report = verify_bundles([features_bundle], VerifySettings(latency=None))
+    assert {row.verdict for row in report.rows} == {"pass"}, report.first_break
+    assert {(row.artifact, row.runtime) for row in report.rows} >= {
+        ("eager", "torch-cpu"), ("torchscript", "torchscript-cpu"), ("onnx", "ort-cpu"), ("onnx-fp16", "fp16-rounding"),
+    }  # fmt: skip
+    assert all(row.top1_agreement is None for row in report.rows)
+
+
+def test_fault_in_one_feature_map_is_found(features_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(features_bundle, tmp_path / "broken"))
+    path = folder / "tiny-features.onnx"
+    model = onnx.load(path)
+    last = next(node for node in model.graph.node if node.output[0] == "features_s8")
+    assert last.op_type == "LeakyRelu"
+    last.attribute[0].f = 0.1  # instead of 0.01
+    path.write_bytes(model.SerializeToString())
+    data = json.loads((folder / "manifest.json").read_text())
+    for entry in data["artifacts"]:
+        entry["sha256"] = file_sha256(folder / entry["file"])
+        entry["num_bytes"] = (folder / entry["file"]).stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(data))
+    report = verify_bundles([folder], VerifySettings(latency=None, runtimes=("ort-cpu",)))
+    rows = {row.artifact: row for row in report.rows}
+    assert rows["onnx"].verdict == "numeric"
+    assert rows["onnx"].reason.startswith("features_s8: ")
+    assert rows["onnx-fp16"].verdict == "pass"
+
+
+def test_labelled_accuracy_of_features_is_refused(features_bundle: Path, tmp_path: Path) -> None:
+    images = np.zeros((2, 4, 4), np.uint8)
+    data = LabelledImages(
+        name="d/test", labels=tuple(f"label {i}" for i in range(10)), classes=np.array([0, 1]), stored=images, paths=()
+    )
+    with pytest.raises(InputError, match="gives features_s2, features_s8, not classes"):
+        verify_bundles([features_bundle], VerifySettings(latency=None, accuracy=data))
+
+
+def test_strides_without_features_are_refused(tiny_models: Path, output: Path) -> None:
+    with pytest.raises(InputError, match="--strides") as caught:
+        ExportRequest(model="tiny", models=tiny_models, output=output, strides=(8,))
+    assert caught.value.fix == "add --features"

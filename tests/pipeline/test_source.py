@@ -20,7 +20,8 @@ from cspdeploy.nets.cspnet import CspNetConfig
 from cspdeploy.nets.hub import FetchedCheckpoint
 from cspdeploy.nets.registry import NETWORKS, Network, build
 from cspdeploy.nets.weights import write_safetensors
-from cspdeploy.pipeline import source
+from cspdeploy.pipeline import images as real
+from cspdeploy.pipeline import weights as located
 from cspdeploy.pipeline.source import Source, resolve_source
 
 Resolve = Callable[..., Source]
@@ -67,7 +68,7 @@ def _add_network(monkeypatch: pytest.MonkeyPatch, config: CspNetConfig, spec: Mo
     """A network of the registry that is as small as the tiny one."""
     network = Network(
         name="tinynet", family="cspnet", config=config, num_classes=10, preprocess=spec.preprocess,
-        checkpoint=checkpoint, published_top1=None, published_top5=None, summary="for tests",
+        checkpoint=checkpoint, published=None, summary="for tests", kind="csp",
     )  # fmt: skip
     monkeypatch.setitem(NETWORKS, "tinynet", network)
 
@@ -140,7 +141,7 @@ def test_published_checkpoint_where_there_is_no_folder(
         asked.append(tag)
         return fetched
 
-    monkeypatch.setattr(source, "fetch_checkpoint", fetch)
+    monkeypatch.setattr(located, "fetch_checkpoint", fetch)
     found = resolve("tinynet", images=photos)
     assert asked == ["tinynet.tag"]
     assert (found.spec.provenance.source, found.spec.provenance.origin) == ("published", fetched.origin)
@@ -160,7 +161,7 @@ def test_hub_that_cannot_be_reached_is_an_error_with_the_ways_out(
         raise InputError(f"checkpoint '{tag}': the hub cannot be reached")
 
     _add_network(monkeypatch, tiny_config, tiny_spec, checkpoint="tinynet.tag")
-    monkeypatch.setattr(source, "fetch_checkpoint", fetch)
+    monkeypatch.setattr(located, "fetch_checkpoint", fetch)
     with pytest.raises(InputError, match=r"models/tinynet/ is not here, and .* the hub cannot be reached") as caught:
         resolve("tinynet", images=photos)
     assert all(way in caught.value.fix for way in ("cspdeploy train tinynet", "--weights FILE", "--weights random"))
@@ -170,7 +171,7 @@ def test_network_without_a_checkpoint_is_never_random(
     resolve: Resolve, photos: Path, tiny_config: CspNetConfig, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _add_network(monkeypatch, tiny_config, tiny_spec, checkpoint="")
-    with pytest.raises(InputError, match="no checkpoint is published"):
+    with pytest.raises(InputError, match="no checkpoint of it is published"):
         resolve("tinynet", images=photos)
 
 
@@ -338,7 +339,7 @@ def test_no_more_images_than_needed_and_from_all_over(
     folder.mkdir()
     for i in range(11):
         Image.new("L", (8, 8), 20 * i).save(folder / f"{i:02}.png")
-    monkeypatch.setattr(source, "MAX_IMAGES", 4)
+    monkeypatch.setattr(real, "MAX_IMAGES", 4)
     images = resolve(images=folder).images
     assert images[:, 0, 0, 0].tolist() == [0, 40, 80, 120]
 

@@ -51,7 +51,7 @@ def test_bound_call_computes_each_time_without_gradients() -> None:
         seen.append((x.tolist(), torch.is_inference_mode_enabled()))
         return x
 
-    bound = TorchSession(compute, device="cpu", output="y").bind({"x": np.array([1.5], np.float32)})
+    bound = TorchSession(compute, device="cpu", outputs=("y",)).bind({"x": np.array([1.5], np.float32)})
     assert seen == []
     bound()
     bound()

@@ -164,8 +164,9 @@ def test_shortest_runs(
 
 
 def test_curve_file_holds_recipe_and_epochs(tmp_path: Path, straight: Run) -> None:
-    write_curve(tmp_path / "train.json", RECIPE, straight.curve)
+    write_curve(tmp_path / "train.json", RECIPE, straight.curve, num_images=40)
     data = json.loads((tmp_path / "train.json").read_text())
     assert data["recipe"] == dataclasses.asdict(RECIPE)
+    assert data["num_images"] == 40
     assert [row["epoch"] for row in data["epochs"]] == [1, 2]
     assert all(row["train_loss"] > 0 and 0 <= row["test_top1"] <= 1 for row in data["epochs"])

@@ -1,0 +1,1 @@
+"""Networks described by a Darknet `.cfg`: parser, network, `.weights` files, and the way to and from native ones."""

@@ -1,0 +1,67 @@
+"""A Darknet cfg as the description of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from cspdeploy.core.codec import from_json, to_json
+from cspdeploy.core.errors import InputError
+from cspdeploy.core.spec import ModelSpec, NetworkSpec, Preprocess, Provenance
+from cspdeploy.nets.darknet.cfg import read_cfg
+from cspdeploy.nets.darknet.plan import LayerError, plan_network
+from cspdeploy.nets.darknet.sections import DarknetConfig, NetSection
+from cspdeploy.nets.exported import FEATURE_STRIDES
+
+__all__ = ["DARKNET_FAMILY", "resize_cfg", "spec_of_cfg"]
+
+DARKNET_FAMILY = "darknet"
+
+
+def spec_of_cfg(path: Path) -> ModelSpec:
+    """The description of the network of a cfg, called as the file is.
+
+    Raises:
+        InputError: the file cannot be read, or describes no network that can be built.
+    """
+    config = read_cfg(path)
+    plan = plan_network(config)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")
+    return ModelSpec(
+        name=name or "darknet",
+        network=NetworkSpec(family=DARKNET_FAMILY, config=to_json(config)),
+        num_classes=plan.num_classes,
+        preprocess=_contract(config.net, detects=plan.task == "detect"),
+        provenance=Provenance(source="user"),
+        task=plan.task,
+        outputs=plan.output_names,
+    )
+
+
+def resize_cfg(network: NetworkSpec, size_px: tuple[int, int]) -> NetworkSpec:
+    """The same layers for another input size, checked again.
+
+    Raises:
+        InputError: a layer does not fit at that size; names it.
+    """
+    config = from_json(DarknetConfig, network.config, where="$.network.config").with_size(*size_px)
+    try:
+        plan_network(config)
+    except LayerError as error:
+        raise InputError(
+            f"--size {size_px[0]}x{size_px[1]}: {error}", fix=f"give a multiple of {max(FEATURE_STRIDES)} px a side"
+        ) from error
+    return dataclasses.replace(network, config=to_json(config))
+
+
+def _contract(net: NetSection, *, detects: bool) -> Preprocess:
+    """Darknet's own: RGB in [0, 1]. A classifier gets the centre of the image; a detector all of it.
+
+    Pillow's bilinear filter, which looks at all pixels when it shrinks; Darknet's looks at four.
+    """
+    return Preprocess(
+        height_px=net.height, width_px=net.width,
+        resize="crop" if not detects else "letterbox" if net.letter_box else "stretch",
+        crop_pct=1.0, interpolation="bilinear", channel_order="rgb", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),
+    )  # fmt: skip

@@ -1,0 +1,93 @@
+"""Every network of the registry through the whole ladder: eager, TorchScript, ONNX, simplified, FP16, classes and maps.
+
+At 64 px, with statistics of a forward pass in the batch norms, so that values are of a trained network's size. The
+small ones run by default; the others with `-m slow`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cspdeploy.check.ladder import VerifySettings, verify_bundles
+from cspdeploy.core.types import VerifyReport
+from cspdeploy.nets.registry import NETWORKS, build, find_network, spec_of
+from cspdeploy.nets.weights import write_safetensors
+from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
+
+SIDE_PX = 64
+BY_DEFAULT = ("cs3darknet_s", "cs3darknet_focus_s", "csppeleenet", "csppeleenet_gamma25_fusion_first", "peleenet")
+RUNGS = {
+    ("eager", "torch-cpu"), ("torchscript", "torchscript-cpu"), ("onnx", "ort-cpu"), ("onnx-fp16", "fp16-rounding"),
+    ("onnx-fp16", "ort-cpu"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Smooth pictures: noise would fall to grey when it is resized."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8))
+        small.resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return folder
+
+
+def _write_weights(name: str, path: Path) -> None:
+    torch.manual_seed(0)
+    model = build(spec_of(find_network(name), num_classes=10))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the average over all batches, here one
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+    with torch.no_grad():
+        model.train()(torch.randn(8, 3, SIDE_PX, SIDE_PX))
+    write_safetensors(path, model, dtype=torch.float32)
+
+
+def _climb(name: str, photos: Path, tmp_path: Path, *, features: bool) -> VerifyReport:
+    weights = tmp_path / "model.safetensors"
+    _write_weights(name, weights)
+    request = ExportRequest(
+        model=name, models=tmp_path / "none", weights=str(weights), calibration=photos, output=tmp_path / "exported",
+        size_px=(SIDE_PX, SIDE_PX), fp16=True, features=features,
+    )  # fmt: skip
+    report = export_bundle(request)
+    steps = {step.name: step for artifact in report.manifest.artifacts for step in artifact.steps}
+    assert steps["simplify"].outcome == "done", steps["simplify"].detail
+    return verify_bundles([Path(report.folder)], VerifySettings(latency=None))
+
+
+def _require_all_hold(report: VerifyReport) -> None:
+    assert report.verdict == "pass", report.first_break
+    checked = {(row.artifact, row.runtime) for row in report.rows if row.verdict == "pass"}
+    assert checked >= RUNGS
+
+
+@pytest.mark.parametrize("name", BY_DEFAULT)
+def test_every_rung_holds(name: str, photos: Path, tmp_path: Path) -> None:
+    _require_all_hold(_climb(name, photos, tmp_path, features=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in BY_DEFAULT])
+def test_every_rung_holds_for_the_large_ones(name: str, photos: Path, tmp_path: Path) -> None:
+    _require_all_hold(_climb(name, photos, tmp_path, features=False))
+
+
+@pytest.mark.parametrize("name", ["csppeleenet"])
+def test_every_rung_of_the_pyramid_holds(name: str, photos: Path, tmp_path: Path) -> None:
+    _require_all_hold(_climb(name, photos, tmp_path, features=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "csppeleenet"])
+def test_every_rung_of_the_pyramid_holds_for_the_others(name: str, photos: Path, tmp_path: Path) -> None:
+    _require_all_hold(_climb(name, photos, tmp_path, features=True))
