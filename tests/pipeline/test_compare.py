@@ -1,0 +1,475 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cspdeploy.check.latency import LatencySettings, measure_latency
+from cspdeploy.core.codec import from_json, to_json
+from cspdeploy.core.errors import InputError, RuntimeUnavailableError, TamperedError
+from cspdeploy.core.model_folder import read_spec, write_calibration, write_spec
+from cspdeploy.core.spec import Accuracy, ModelSpec, NetworkSpec, Provenance
+from cspdeploy.export import simplify
+from cspdeploy.nets.cost import measure_cost
+from cspdeploy.nets.cspnet import CspNetConfig
+from cspdeploy.nets.network import PublishedAccuracy
+from cspdeploy.nets.registry import NETWORKS, build
+from cspdeploy.nets.weights import write_safetensors
+from cspdeploy.pipeline import pair_latency
+from cspdeploy.pipeline.compare import CompareReport, CompareRequest, compare_models
+from cspdeploy.pipeline.pair_latency import LatencyRow, find_images, judge_pair
+from cspdeploy.pipeline.sides import find_side
+from cspdeploy.train.loop import EpochRecord, Recipe, write_curve
+
+QUICK = LatencySettings(min_runs=5, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0)
+CFG = Path(__file__).parents[2].parent / "shared" / "data" / "darknet" / "csdarknet53-omega.cfg"
+
+
+@pytest.fixture
+def models(tiny_models: Path, tiny_config: CspNetConfig, tmp_path: Path) -> Path:
+    """The models "tiny" and "plain", its baseline without the cross-stage path; 10 classes, 32 px."""
+    models = Path(shutil.copytree(tiny_models, tmp_path / "models"))
+    spec = read_spec(models / "tiny")
+    stages = tuple(
+        dataclasses.replace(stage, kind="dark", block_ratio=1.0, bottle_ratio=0.5) for stage in tiny_config.stages
+    )
+    network = NetworkSpec(family="cspnet", config=to_json(dataclasses.replace(tiny_config, stages=stages)))
+    plain = dataclasses.replace(spec, name="plain", network=network)
+    shutil.copytree(models / "tiny", models / "plain")
+    write_spec(models / "plain", plain)
+    torch.manual_seed(0)
+    write_safetensors(models / "plain" / "model.safetensors", build(plain), dtype=torch.float32)
+    return models
+
+
+@pytest.fixture
+def compare(models: Path) -> Callable[..., CompareReport]:
+    """`compare("tiny", "plain", latency=True)`: by default without latency."""
+
+    def call(a: str, b: str, **fields: Any) -> CompareReport:
+        return compare_models(
+            CompareRequest(**{"a": a, "b": b, "models": models, "latency": False, "settings": QUICK, **fields})
+        )
+
+    return call
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "exported" / "tiny"))
+
+
+def _edit(models: Path, name: str, **provenance: Any) -> None:
+    spec = read_spec(models / name)
+    write_spec(models / name, dataclasses.replace(spec, provenance=Provenance(**{"source": "trained", **provenance})))
+
+
+def _quantities(report: CompareReport) -> dict[str, tuple[int, int]]:
+    return {quantity.name: (quantity.a, quantity.b) for quantity in report.quantities}
+
+
+# --- counts ---
+
+
+def test_counts_of_two_networks_of_the_registry(compare: Callable[..., CompareReport]) -> None:
+    """Published: 27.61 and 41.57 million weights, 6.534 and 9.285 GMAC, 16.81 and 12.39 million activations."""
+    report = compare("cspdarknet53", "darknet53")
+    found = _quantities(report)
+    assert found["parameters"] == (27_642_184, 41_609_928)
+    assert [round(value / 1e6, 2) for value in found["conv weights"]] == [27.61, 41.57]
+    assert [round(value / 1e9, 3) for value in found["MACs"]] == [6.534, 9.285]
+    assert [round(value / 1e6, 2) for value in found["activations"]] == [16.81, 12.39]
+    assert all(quantity.ratio == quantity.b / quantity.a for quantity in report.quantities)
+    assert not any("file" in name for name in found)  # nothing was exported
+    assert report.latency == ()
+    assert (report.a.kind, report.a.weights, report.a.untrained) == ("network", "", False)
+    assert (report.regime.size_px, report.regime.layout) == ((256, 256), "NCHW")
+
+
+def test_model_folders_by_name_and_by_path(compare: Callable[..., CompareReport], models: Path) -> None:
+    by_name, by_path = compare("tiny", "plain"), compare(str(models / "tiny"), str(models / "plain"))
+    assert by_name.quantities == by_path.quantities
+    cost = measure_cost(read_spec(models / "plain"))
+    assert _quantities(by_name)["peak activation memory"][1] == cost.peak_activation_bytes
+    assert (by_name.a.kind, by_name.a.own_size_px, by_name.a.num_classes) == ("model", (32, 32), 10)
+
+
+def test_same_model_twice(compare: Callable[..., CompareReport]) -> None:
+    assert {quantity.ratio for quantity in compare("tiny", "tiny").quantities} == {1.0}
+
+
+def test_name_of_a_network_is_the_registry_s_network(compare: Callable[..., CompareReport], models: Path) -> None:
+    shutil.copytree(models / "tiny", models / "cspdarknet53")
+    report = compare("cspdarknet53", "darknet53")
+    assert report.a.num_classes == 1000
+    assert any(str(models / "cspdarknet53") in note for note in report.notes)
+    assert compare(str(models / "cspdarknet53"), "tiny").a.kind == "model"
+
+
+def test_different_numbers_of_classes_are_said(compare: Callable[..., CompareReport]) -> None:
+    assert any("tiny has 10 classes, darknet17 1000" in note for note in compare("tiny", "darknet17").notes)
+
+
+@pytest.mark.skipif(not CFG.is_file(), reason=f"{CFG} is not here")
+def test_cfg_counts_as_the_network_that_was_made_after_it(compare: Callable[..., CompareReport]) -> None:
+    found = _quantities(compare(str(CFG), "csdarknet53-omega"))
+    assert all(found[name][0] == found[name][1] for name in ("parameters", "conv weights", "MACs", "activations"))
+
+
+# --- size ---
+
+
+def test_both_are_counted_at_the_larger_of_their_own_sizes(compare: Callable[..., CompareReport], models: Path) -> None:
+    spec = read_spec(models / "plain")
+    write_spec(models / "plain", dataclasses.replace(spec, preprocess=spec.preprocess.with_size(64, 48)))
+    report = compare("tiny", "plain")
+    assert report.regime.size_px == (64, 48)
+    assert "plain" in report.regime.size_from
+    assert report.quantities == compare("tiny", "plain", size_px=(64, 48)).quantities
+    assert report.quantities != compare("tiny", "plain", size_px=(32, 32)).quantities
+    assert compare("tiny", "plain", size_px=(32, 32)).regime.size_from == "as asked"
+
+
+def test_size_at_which_a_network_does_not_work(compare: Callable[..., CompareReport]) -> None:
+    with pytest.raises(InputError, match="densenet121: does not work at 16x16 px") as caught:
+        compare("densenet121", "tiny", size_px=(16, 16))
+    assert "--size" in caught.value.fix
+
+
+# --- what cannot be compared ---
+
+
+def test_unknown_name_suggests_the_nearest(compare: Callable[..., CompareReport]) -> None:
+    with pytest.raises(InputError, match="'cspdarknet35': neither a network") as caught:
+        compare("cspdarknet35", "tiny")
+    assert "did you mean 'cspdarknet53'?" in caught.value.fix
+    with pytest.raises(InputError) as caught:
+        compare("tiny", "plian")
+    assert "did you mean 'plain'?" in caught.value.fix
+    with pytest.raises(InputError) as caught:
+        compare("tiny", "0")
+    assert "did you mean" not in caught.value.fix
+
+
+@pytest.mark.parametrize("batches", [(0,), (1, -8), (), (100_000,)])
+def test_batch_that_cannot_be(batches: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="--batch"):
+        CompareRequest(a="a", b="b", batches=batches)
+
+
+def test_unknown_and_missing_runtime(compare: Callable[..., CompareReport], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="--runtime ort-cpuu: unknown"):
+        compare("tiny", "plain", runtimes=("ort-cpuu",), latency=True)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(RuntimeUnavailableError, match="--runtime ort-cuda"):
+        compare("tiny", "plain", runtimes=("ort-cuda",), latency=True)
+
+
+def test_changed_bundle_is_refused(compare: Callable[..., CompareReport], bundle: Path) -> None:
+    with (bundle / "tiny.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(TamperedError, match=r"tiny\.onnx"):
+        compare(str(bundle), "tiny")
+
+
+# --- accuracy ---
+
+
+def _accuracy(dataset: str, top1: float, num_images: int = 100) -> Accuracy:
+    return Accuracy(dataset=dataset, num_images=num_images, top1=top1, top5=1.0)
+
+
+def test_recorded_accuracy_on_the_same_images(compare: Callable[..., CompareReport], models: Path) -> None:
+    _edit(models, "tiny", accuracy=_accuracy("d/test", 0.9))
+    _edit(models, "plain", accuracy=_accuracy("d/test", 0.8))
+    found = compare("tiny", "plain").accuracy
+    assert found.comparable
+    assert found.reason == ""
+    assert found.a is not None
+    assert found.b is not None
+    assert (found.a.top1, found.b.top1, found.a.dataset, found.a.size_px) == (0.9, 0.8, "d/test", (32, 32))
+
+
+@pytest.mark.parametrize("other", [_accuracy("e/test", 0.8), _accuracy("d/test", 0.8, num_images=99)], ids=str)
+def test_accuracy_on_other_images_is_not_compared(
+    compare: Callable[..., CompareReport], models: Path, other: Accuracy
+) -> None:
+    _edit(models, "tiny", accuracy=_accuracy("d/test", 0.9))
+    _edit(models, "plain", accuracy=other)
+    found = compare("tiny", "plain").accuracy
+    assert not found.comparable
+    assert "not comparable" in found.reason
+    assert found.a is not None
+    assert found.b is not None
+
+
+def test_published_accuracy_of_both_names_its_sources(
+    compare: Callable[..., CompareReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, top1, size_px in (("cspdarknet53", 0.8, 256), ("darknet53", 0.79, 288)):
+        published = PublishedAccuracy(top1=top1, top5=0.95, size_px=size_px, source=f"{name}.x")
+        monkeypatch.setitem(NETWORKS, name, dataclasses.replace(NETWORKS[name], published=published))
+    found = compare("cspdarknet53", "darknet53").accuracy
+    assert found.comparable
+    assert "256x256 and 288x288 px" in found.reason
+    assert "different training" in found.reason
+    assert found.b is not None
+    assert (found.b.top1, found.b.source) == (0.79, "published: darknet53.x")
+
+
+def test_recorded_and_published_accuracy_do_not_mix(compare: Callable[..., CompareReport], models: Path) -> None:
+    _edit(models, "tiny", accuracy=_accuracy("fashion-mnist/test", 0.9))
+    found = compare("tiny", "cspdarknet53").accuracy
+    assert not found.comparable
+    assert "fashion-mnist/test" in found.reason
+    assert "ImageNet" in found.reason
+
+
+def test_unknown_accuracy_is_said(compare: Callable[..., CompareReport]) -> None:
+    found = compare("tiny", "cspdarknet53").accuracy
+    assert (found.a, found.comparable) == (None, False)
+    assert found.reason == "no accuracy of tiny is known"
+
+
+def test_accuracy_is_not_that_of_the_network_for_a_folder_of_its_name(
+    compare: Callable[..., CompareReport], models: Path
+) -> None:
+    """A model folder has weights of its own, which nobody published an accuracy of."""
+    shutil.copytree(models / "tiny", models / "cspdarknet53")
+    write_spec(models / "cspdarknet53", dataclasses.replace(read_spec(models / "tiny"), name="cspdarknet53"))
+    assert compare(str(models / "cspdarknet53"), "tiny").accuracy.a is None
+
+
+# --- training ---
+
+
+def _curve(models: Path, name: str, *, epochs: int = 5, num_images: int = 640, **recipe: Any) -> None:
+    _edit(models, name, dataset="d/train")
+    records = [
+        EpochRecord(
+            epoch=i + 1, train_loss=2.0 - 0.1 * i, test_top1=0.5 + 0.05 * i, test_top5=1.0, learning_rate=0.1,
+            seconds=60,
+        )
+        for i in range(epochs)
+    ]  # fmt: skip
+    write_curve(models / name / "train.json", Recipe(**{"epochs": epochs, **recipe}), records, num_images=num_images)
+
+
+def test_equal_budget(compare: Callable[..., CompareReport], models: Path) -> None:
+    _curve(models, "tiny", seed=0)
+    _curve(models, "plain", seed=1)  # another start is no other budget
+    found = compare("tiny", "plain").training
+    assert found is not None
+    assert (found.equal_budget, found.differences) == (True, ())
+    assert (found.a.epochs, found.a.dataset, found.a.seconds, found.a.recipe["batch"]) == (5, "d/train", 300.0, 128)
+    assert [point.epoch for point in found.a.last_epochs] == [3, 4, 5]
+    assert found.a.last_epochs[-1].test_top1 == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "difference"),
+    [
+        ({"num_images": 320}, "training images: 640 and 320"),
+        ({"batch": 64}, "batch: 128 and 64"),
+        ({"epochs": 6}, "epochs: 5 and 6"),
+        ({"max_learning_rate": 0.2}, "0.1 and"),
+    ],
+)
+def test_unequal_budget_is_named(
+    compare: Callable[..., CompareReport], models: Path, recipe: dict[str, Any], difference: str
+) -> None:
+    _curve(models, "tiny")
+    _curve(models, "plain", **recipe)
+    found = compare("tiny", "plain").training
+    assert found is not None
+    assert not found.equal_budget
+    assert any(difference in one for one in found.differences)
+
+
+def test_other_data_or_size_is_another_budget(compare: Callable[..., CompareReport], models: Path) -> None:
+    _curve(models, "tiny")
+    _curve(models, "plain")
+    _edit(models, "plain", dataset="e/train")
+    spec = read_spec(models / "plain")
+    write_spec(models / "plain", dataclasses.replace(spec, preprocess=spec.preprocess.with_size(64, 64)))
+    found = compare("tiny", "plain").training
+    assert found is not None
+    assert found.differences == ("data set: d/train and e/train", "size: 32x32 and 64x64")
+
+
+def test_no_training_where_one_was_not_trained_here(compare: Callable[..., CompareReport], models: Path) -> None:
+    _curve(models, "tiny")
+    assert compare("tiny", "plain").training is None
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"epochs": [1], "recipe": {}}', '{"epochs": [], "recipe": 3}'])
+def test_broken_curve_is_named(compare: Callable[..., CompareReport], models: Path, content: str) -> None:
+    _curve(models, "tiny")
+    _curve(models, "plain")
+    (models / "plain" / "train.json").write_text(content)
+    with pytest.raises(InputError, match=r"plain/train\.json"):
+        compare("tiny", "plain")
+
+
+# --- latency ---
+
+
+@pytest.fixture
+def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the unsimplified graph: onnxsim takes longer to import than all else together."""
+    monkeypatch.setattr(simplify, "_CHILD", ["false"])
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_models_are_exported_and_timed(compare: Callable[..., CompareReport], models: Path) -> None:
+    (models / "plain" / "model.safetensors").unlink()
+    (models / "tiny" / "calibration.npz").unlink()  # it takes the other side's
+    report = compare("tiny", "plain", latency=True, batches=(1, 3, 1), runtimes=("torch-cpu", "ort-cpu"))
+    found = {(row.runtime, row.artifact, row.batch): row for row in report.latency}
+    # FP16 on this runtime is computed in float32: its time would say nothing.
+    assert list(found) == [
+        ("torch-cpu", "eager", 1), ("torch-cpu", "eager", 3), ("ort-cpu", "onnx", 1), ("ort-cpu", "onnx", 3),
+    ]  # fmt: skip
+    for row in report.latency:
+        assert row.reason == ""
+        assert row.a is not None
+        assert row.b is not None
+        assert len(row.a.samples_ms) >= 5
+        assert row.ratio == row.b.p50_ms / row.a.p50_ms
+        assert row.engine
+    sizes = _quantities(report)
+    assert {"torchscript file", "onnx file", "onnx-fp16 file"} <= sizes.keys()
+    assert sizes["onnx-fp16 file"][0] < sizes["onnx file"][0]
+    assert (report.a.untrained, report.b.untrained, report.b.weights) == (False, True, "random, UNTRAINED")
+    assert any("UNTRAINED" in note for note in report.notes)
+    assert report.regime.environment["cpu"]
+    data = json.loads(json.dumps(to_json(report)))
+    assert from_json(CompareReport, data) == report
+
+
+def test_bundles_are_timed_as_they_are(compare: Callable[..., CompareReport], tiny_bundle: Path, bundle: Path) -> None:
+    runtimes = ("ort-cpu", "torchscript-cpu")
+    report = compare(str(tiny_bundle), str(bundle), latency=True, batches=(1, 2), runtimes=runtimes)
+    assert report.regime.size_px == (32, 32)
+    found = {(row.artifact, row.batch): row for row in report.latency}
+    assert found["onnx", 1].ratio is not None
+    assert found["torchscript", 2].ratio is not None
+    assert (found["onnx", 2].verdict, found["onnx", 2].ratio) == ("not-measured", None)
+    assert found["onnx", 2].reason == "A is exported for a batch of 1"
+    assert [report.a.untrained, report.b.untrained] == [False, False]
+
+
+def test_two_copies_of_one_network_cannot_be_told_apart(
+    compare: Callable[..., CompareReport], tiny_bundle: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that runs by a millisecond a call."""
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(
+        pair_latency, "measure_latency",
+        lambda calls, settings: measure_latency(calls, settings, clock=lambda: 1e-3 * next(ticks)),
+    )  # fmt: skip
+    report = compare(str(tiny_bundle), str(bundle), latency=True, batches=(1,))
+    cpu = [row for row in report.latency if row.runtime.endswith("-cpu")]
+    assert {row.artifact for row in cpu} == {"eager", "torchscript", "onnx"}
+    assert {(row.verdict, round(row.ratio or 0, 9)) for row in cpu} == {("indistinguishable", 1.0)}
+    assert all(row.ratio_low == pytest.approx(1) == row.ratio_high for row in cpu)
+
+
+def test_bundle_decides_the_size(compare: Callable[..., CompareReport], bundle: Path, models: Path) -> None:
+    spec = read_spec(models / "plain")
+    write_spec(models / "plain", dataclasses.replace(spec, preprocess=spec.preprocess.with_size(64, 64)))
+    assert compare(str(bundle), "plain").regime.size_px == (64, 64)  # counts can be had at any size
+    for fields in ({"size_px": (64, 64)}, {"size_px": (32, 48)}):
+        with pytest.raises(InputError, match="is exported for 32x32 px") as caught:
+            compare(str(bundle), "plain", latency=True, **fields)
+        assert "--no-latency" in caught.value.fix
+
+
+def test_nothing_to_time(compare: Callable[..., CompareReport], bundle: Path) -> None:
+    with pytest.raises(InputError, match="nothing to time"):
+        compare(str(bundle), str(bundle), latency=True, runtimes=("fp16-rounding",))
+
+
+ROW = LatencyRow(
+    runtime="ort-cpu", artifact="onnx", precision="fp32", batch=1, engine="", verdict="not-measured"
+)  # fmt: skip
+
+
+def _judge(a: list[float], b: list[float]) -> LatencyRow:
+    """As `measure_latency` would have timed them."""
+    # The untimed run before a burst takes a sample as well.
+    clocks = {"A": iter([1.0, *a]), "B": iter([1.0, *b])}
+    now = [0.0]
+
+    def call(name: str) -> None:
+        now[0] += 1e-3 * next(clocks[name])
+
+    whole = LatencySettings(
+        min_runs=len(a), min_seconds=0.0, warmup_runs=0, warmup_seconds=0.0, lead_in_seconds=0.0, burst=len(a)
+    )
+    found = measure_latency({"A": lambda: call("A"), "B": lambda: call("B")}, whole, clock=lambda: now[0])
+    return judge_pair(ROW, found["A"], found["B"])
+
+
+@settings(max_examples=15)
+@given(samples=st.lists(st.tuples(st.floats(1.0, 10.0), st.floats(1.0, 10.0)), min_size=5, max_size=30))
+def test_swapped_sides_give_the_opposite_verdict_or_none(samples: list[tuple[float, float]]) -> None:
+    a, b = ([pair[i] for pair in samples] for i in (0, 1))
+    forward, backward = _judge(a, b), _judge(b, a)
+    assert {forward.verdict, backward.verdict} != {"faster"}
+    assert {forward.verdict, backward.verdict} != {"slower"}
+    assert forward.ratio == pytest.approx(1 / (backward.ratio or 0))
+    assert (forward.verdict == "faster") <= ((forward.ratio_high or 0) < 1)
+    assert (forward.verdict == "slower") <= ((forward.ratio_low or 0) > 1)
+    same = _judge(a, a)
+    assert same.verdict == "indistinguishable"
+    assert (same.ratio_low or 0) <= 1 <= (same.ratio_high or 0)
+
+
+def test_verdict_is_of_b_and_the_ratio_of_times() -> None:
+    row = _judge([10.0] * 9, [5.0] * 9)
+    assert (row.verdict, row.ratio, row.ratio_low, row.ratio_high) == ("faster", *[pytest.approx(0.5)] * 3)
+    row = _judge([5.0] * 9, [10.0] * 9)
+    assert (row.verdict, row.ratio) == ("slower", pytest.approx(2.0))
+
+
+# --- images to export with ---
+
+
+def test_images_come_from_the_other_side(models: Path) -> None:
+    network, tiny = (find_side(name, models=models) for name in ("darknet17", "tiny"))
+    images = np.full((3, 8, 8), 7, np.uint8)
+    write_calibration(models / "tiny" / "calibration.npz", images)
+    found = find_images((network, tiny), None)
+    assert found is not None
+    np.testing.assert_array_equal(found, images)
+    assert find_images((tiny, tiny), None) is None  # each brings its own
+    (models / "tiny" / "model.safetensors").unlink()
+    assert find_images((tiny, tiny), None) is not None  # a folder of its own is made for random weights
+
+
+def test_no_images_anywhere(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_latency, "FASHION_MNIST_FOLDER", tmp_path / "none")
+    network = find_side("darknet17", models=models)
+    with pytest.raises(InputError, match="no real images") as caught:
+        find_images((network, network), None)
+    assert "--calib" in caught.value.fix
+    assert "--no-latency" in caught.value.fix
+
+
+@pytest.mark.slow
+def test_networks_are_exported_with_random_weights(
+    compare: Callable[..., CompareReport], models: Path, tiny_spec: ModelSpec
+) -> None:
+    report = compare("cs3darknet_focus_s", "tiny", latency=True, size_px=(64, 64), batches=(1,))
+    assert report.a.untrained
+    assert {row.artifact for row in report.latency if row.ratio} >= {"eager", "torchscript", "onnx"}

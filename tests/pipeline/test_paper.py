@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from cspdeploy.core.codec import from_json, to_json
+from cspdeploy.core.errors import InputError
+from cspdeploy.core.types import Timing
+from cspdeploy.nets.registry import NETWORKS
+from cspdeploy.pipeline.claims import CLAIMS, Claim
+from cspdeploy.pipeline.pair_latency import LatencyRow
+from cspdeploy.pipeline.paper import ClaimResult, PaperReport, PaperRequest, check_claims, judge_time
+
+# CSPDarknet53 and Darknet53 at 256 px: 13.067 and 18.570 BFLOPs, 27.606 and 41.573 million weights.
+WEIGHTS = Claim(
+    pair="made up", text="weights", source="a test", subject="conv weights", network="cspdarknet53", published=27.61,
+    tolerance=0.005,
+)  # fmt: skip
+CHANGE = Claim(
+    pair="made up", text="less", source="a test", subject="BFLOPs", network="cspdarknet53", baseline="darknet53",
+    published=-30.0, tolerance=0.5,
+)  # fmt: skip
+TIME = dataclasses.replace(CHANGE, subject="time", published=-18.0, tolerance=2.0, bound="at-most")
+
+
+def _check(claim: Claim, **fields: Any) -> ClaimResult:
+    (result,) = check_claims(PaperRequest(), claims=[dataclasses.replace(claim, **fields)]).results
+    return result
+
+
+# --- the claims themselves ---
+
+
+def test_claims_name_networks_of_the_registry() -> None:
+    for claim in CLAIMS:
+        assert claim.network in (*NETWORKS, ""), claim
+        assert claim.baseline in (*NETWORKS, ""), claim
+        assert claim.network or claim.unmeasurable, claim
+        assert claim.tolerance > 0 or claim.subject == "time", claim
+
+
+def test_every_pair_of_the_paper_is_there() -> None:
+    assert len({claim.pair for claim in CLAIMS}) == 5
+    measured = {claim.network for claim in CLAIMS}
+    assert {"csdarknet53", "csresnet50", "csresnext50", "cspdensenet201", "csppeleenet"} <= measured
+    assert {"csppeleenet_fusion_first", "csppeleenet_fusion_last", "csppeleenet_gamma25"} <= measured
+
+
+@pytest.fixture(scope="module")
+def found() -> PaperReport:
+    return check_claims(PaperRequest())
+
+
+def test_counts_of_the_authors_readme_hold(found: PaperReport) -> None:
+    """All but the two whose layers were never published."""
+    checked = [
+        result
+        for result in found.results
+        if result.claim.source == "authors' README" and result.claim.subject != "top-1" and not result.claim.reading
+    ]
+    assert len(checked) == 11
+    assert {result.verdict for result in checked} == {"holds"}
+
+
+def test_headline_of_a_fifth_holds_for_some_pairs_only(found: PaperReport) -> None:
+    verdicts = {
+        result.claim.network: result.verdict for result in found.results if "headline" in result.claim.text
+    }  # fmt: skip
+    assert verdicts["csdarknet53"] == verdicts["csresnext50"] == "holds"
+    assert verdicts["csresnet50"] == verdicts["csppeleenet"] == "does not hold"
+
+
+def test_twelve_percent_at_76_is_neither_baseline_s(found: PaperReport) -> None:
+    (result,) = [one for one in found.results if one.claim.published == -12.0]
+    assert result.verdict == "does not hold"
+    assert result.measured == pytest.approx(-15.4, abs=0.05)
+
+
+def test_accuracy_and_time_are_not_judged_without_measuring(found: PaperReport) -> None:
+    unseen = [result for result in found.results if result.claim.subject in ("top-1", "time")]
+    assert len(unseen) == 7
+    assert {(result.verdict, result.measured) for result in unseen} == {("not measurable here", None)}
+    assert all(result.detail for result in unseen)
+    assert found.latency == {}
+
+
+def test_report_as_json(found: PaperReport) -> None:
+    assert from_json(PaperReport, json.loads(json.dumps(to_json(found)))) == found
+
+
+# --- verdicts, on claims that are made up ---
+
+
+@pytest.mark.parametrize(
+    ("published", "verdict"),
+    [(27.61, "holds"), (27.60, "does not hold"), (27.62, "does not hold"), (0.0, "does not hold")],
+)
+def test_count_is_judged_to_its_last_digit(published: float, verdict: str) -> None:
+    result = _check(WEIGHTS, published=published)
+    assert result.verdict == verdict
+    assert result.measured == pytest.approx(27.605856)
+
+
+@pytest.mark.parametrize(
+    ("published", "bound", "verdict"),
+    [
+        (-30.0, "about", "holds"), (-29.0, "about", "does not hold"), (-31.0, "about", "does not hold"),
+        (-20.0, "at-most", "holds"), (-30.0, "at-most", "holds"), (-31.0, "at-most", "does not hold"),
+        (30.0, "about", "does not hold"),
+    ],
+)  # fmt: skip
+def test_change_against_a_network(published: float, bound: Any, verdict: str) -> None:
+    result = _check(CHANGE, published=published, bound=bound)
+    assert result.verdict == verdict
+    assert result.measured == pytest.approx(100 * (13.067 / 18.570 - 1), abs=0.01)
+
+
+def test_change_against_a_printed_figure() -> None:
+    result = _check(CHANGE, baseline="", baseline_figure=26.134, published=-50.0)
+    assert (result.verdict, result.measured) == ("holds", pytest.approx(-50.0, abs=0.01))
+    assert _check(CHANGE, baseline="", baseline_figure=13.067, published=-50.0).verdict == "does not hold"
+
+
+def test_size_is_the_claim_s() -> None:
+    half = _check(CHANGE, subject="BFLOPs", baseline="", published=13.067 / 4, tolerance=0.01, size_px=128)
+    assert half.verdict == "holds"
+
+
+def test_reading_that_differs_decides_nothing() -> None:
+    assert _check(WEIGHTS, reading=True).verdict == "holds"
+    result = _check(WEIGHTS, published=20.0, reading=True)
+    assert (result.verdict, result.measured) == ("undecided", pytest.approx(27.605856))
+    assert "never published" in result.detail
+
+
+def test_what_cannot_be_measured_shows_the_nearest_without_a_verdict() -> None:
+    result = _check(WEIGHTS, published=1.0, unmeasurable="of another network")
+    assert (result.verdict, result.detail) == ("not measurable here", "of another network")
+    assert result.measured == pytest.approx(27.605856)
+
+
+def test_unknown_network() -> None:
+    with pytest.raises(InputError, match="cspdarknet35"):
+        _check(WEIGHTS, network="cspdarknet35")
+
+
+# --- times ---
+
+
+def _row(ratio: float | None, verdict: Any, *, runtime: str = "torch-cuda", batch: int = 1) -> LatencyRow:
+    timing = Timing(
+        p50_ms=1.0, p95_ms=1.0, ci_low_ms=1.0, ci_high_ms=1.0, num_runs=1, verdict="reference", ratio=1.0,
+        samples_ms=(1.0,),
+    )  # fmt: skip
+    return LatencyRow(
+        runtime=runtime, artifact="eager", precision="fp32", batch=batch, engine="torch", verdict=verdict, ratio=ratio,
+        ratio_low=ratio, ratio_high=ratio, a=timing, b=timing,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict", "measured"),
+    [
+        ([_row(0.8, "faster")], "holds", -20.0),
+        ([_row(0.8, "faster"), _row(0.9, "faster", batch=8)], "does not hold", -10.0),
+        ([_row(0.8, "indistinguishable")], "does not hold", -20.0),
+        ([_row(1.2, "slower"), _row(0.5, "faster", batch=8)], "does not hold", 20.0),
+        ([_row(None, "not-measured")], "not measurable here", None),
+        ([], "not measurable here", None),
+    ],
+)  # fmt: skip
+def test_time_must_hold_wherever_it_was_measured(rows: list[LatencyRow], verdict: str, measured: float | None) -> None:
+    result = judge_time(TIME, tuple(rows))
+    assert result.verdict == verdict
+    assert result.measured == (None if measured is None else pytest.approx(measured))
+    for row in rows:
+        if row.ratio:
+            assert f"eager on {row.runtime}, batch {row.batch}: {100 * (row.ratio - 1):+.0f} %" in result.detail
+            assert "256 px" in result.detail
+
+
+def test_claim_on_gpus_is_not_judged_by_a_cpu() -> None:
+    claim = dataclasses.replace(TIME, device="cuda")
+    cpu = _row(1.5, "slower", runtime="torch-cpu")
+    result = judge_time(claim, (cpu,))
+    assert (result.verdict, result.detail) == ("not measurable here", "nothing was timed on a CUDA device")
+    assert judge_time(claim, (cpu, _row(0.8, "faster"))).verdict == "holds"
+    assert judge_time(dataclasses.replace(claim, device=""), (cpu,)).verdict == "does not hold"
+
+
+@pytest.mark.slow
+def test_times_are_measured_when_asked_for() -> None:
+    from cspdeploy.check.latency import LatencySettings
+
+    quick = LatencySettings(min_runs=5, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0)
+    claim = dataclasses.replace(TIME, network="cs3darknet_focus_s", baseline="cs3darknet_s", size_px=64)
+    request = PaperRequest(latency=True, runtimes=("ort-cpu",), batches=(1,), settings=quick)
+    report = check_claims(request, claims=[claim])
+    (row,) = report.latency["made up"]
+    assert row.ratio is not None
+    assert report.results[0].verdict in ("holds", "does not hold")
+    assert report.results[0].measured == pytest.approx(100 * (row.ratio - 1))
