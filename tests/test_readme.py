@@ -15,9 +15,34 @@ from PIL import Image
 
 from cspdeploy.cli.app import main
 from cspdeploy.core.datasets import FASHION_MNIST_FOLDER, open_dataset
+from cspdeploy.nets.darknet.cfg import read_cfg
+from cspdeploy.nets.darknet.network import DarknetNet
+from cspdeploy.nets.darknet.weights import write_darknet
+from cspdeploy.nets.registry import NETWORKS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+CFG = """
+[net]
+height=32
+width=32
+channels=3
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=leaky
+[avgpool]
+[convolutional]
+filters=10
+size=1
+activation=linear
+[softmax]
+"""
 
 
 def blocks(language: str) -> list[str]:
@@ -42,6 +67,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         below = folder / "photos" / str(data.classes[index] % 2)
         below.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(data.source(index))).save(below / f"{index}.png")
+    (folder / "net.cfg").write_text(CFG)
+    write_darknet(folder / "net.weights", DarknetNet(read_cfg(folder / "net.cfg")))
     return folder
 
 
@@ -60,6 +87,7 @@ def test_every_command_runs_in_order(
         "doctor",
         "inspect",
         "train",
+        "compare",
     }
     for words in found:
         code = main(words)
@@ -67,3 +95,13 @@ def test_every_command_runs_in_order(
     for block in blocks("python"):
         shown = subprocess.run([sys.executable, "-c", block], check=True, capture_output=True, text=True).stdout
         assert shown == "Ankle boot\n"
+
+
+def test_table_of_networks_names_those_of_the_registry() -> None:
+    rows = README.partition("## Networks")[2].partition("\n## ")[0].splitlines()
+    words = [word for row in rows if row.startswith("| ") for word in re.findall(r"`([^`]+)`", row)]
+    names: list[str] = []
+    for word in words:
+        start, _, rest = word.partition("{")
+        names += [start + part + rest.partition("}")[2] for part in rest.partition("}")[0].split(",")]
+    assert sorted(name for name in names if name != "-omega") == sorted(NETWORKS)

@@ -6,6 +6,9 @@ An exception means that the job could not be done.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "CspDeployError",
     "InputError",
@@ -13,6 +16,7 @@ __all__ = [
     "MissingExtraError",
     "RuntimeUnavailableError",
     "TamperedError",
+    "did_you_mean",
 ]
 
 EXIT_OK = 0
@@ -73,3 +77,9 @@ class MissingExtraError(CspDeployError):
             f"{needed_for} needs the package '{package}', which is not installed",
             fix=f"pip install 'cspdeploy[{extra}]'",
         )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "did you mean 'x'? " for the name that comes nearest, or nothing where none is near; the start of a fix."""
+    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.4)
+    return f"did you mean '{near[0]}'? " if near else ""

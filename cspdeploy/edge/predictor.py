@@ -96,7 +96,10 @@ class Predictor:
         """
         if self.task != "classify":
             names = ", ".join(self._manifest.spec.outputs)
-            raise InputError(f"{self._manifest.spec.name}: gives {names}, not classes", fix="use Predictor.outputs")
+            raise InputError(
+                f"{self._manifest.spec.name}: gives {names}, not classes",
+                fix="read them in Python: cspdeploy.edge.Predictor.open(BUNDLE).outputs(IMAGE)",
+            )
         return next(iter(self.outputs(*images).values()))
 
     def __call__(self, image: ImageSource, *, top: int = 5) -> list[Prediction]:

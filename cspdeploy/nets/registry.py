@@ -6,7 +6,6 @@ A row in one of the `zoo_` files is all that a new network of a known family nee
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from cspdeploy.core.codec import from_json, to_json
-from cspdeploy.core.errors import InputError
+from cspdeploy.core.errors import InputError, did_you_mean
 from cspdeploy.core.spec import ModelSpec, NetworkSpec, Provenance
 from cspdeploy.nets.cspnet import CspNet, CspNetConfig
 from cspdeploy.nets.darknet.network import DarknetNet
@@ -58,9 +57,10 @@ def find_network(name: str) -> Network:
     """
     if name in NETWORKS:
         return NETWORKS[name]
-    near = difflib.get_close_matches(name.lower(), NETWORKS, n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise InputError(f"model '{name}': unknown, known are {', '.join(NETWORKS)}", fix=f"{hint}see: cspdeploy list")
+    raise InputError(
+        f"model '{name}': unknown, none of the {len(NETWORKS)} networks",
+        fix=f"{did_you_mean(name, NETWORKS)}see: cspdeploy list",
+    )
 
 
 def spec_of(network: Network, **changes: Any) -> ModelSpec:

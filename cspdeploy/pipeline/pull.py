@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import errno
 import shutil
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from cspdeploy.core.bundle import MODEL_FOLDER, file_sha256, staged_folder
-from cspdeploy.core.errors import InputError
+from cspdeploy.core.errors import InputError, did_you_mean
 from cspdeploy.core.imagenet import imagenet_labels
 from cspdeploy.core.model_folder import LABELS_FILE, SPEC_FILE, WEIGHTS_FILE, write_spec, write_text
 from cspdeploy.core.spec import Accuracy, ModelSpec, Provenance
@@ -63,10 +62,9 @@ def find_checkpoint(name: str) -> Checkpoint:
             f"model '{name}': no checkpoint is published, there are {', '.join(CHECKPOINTS)}",
             fix=f"cspdeploy train {name} --data DIR, or name one of these",
         )
-    near = difflib.get_close_matches(name, CHECKPOINTS, n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'? " if near else ""
     raise InputError(
-        f"checkpoint '{name}': unknown, known are {', '.join(CHECKPOINTS)}", fix=f"{hint}see: cspdeploy list"
+        f"checkpoint '{name}': unknown, known are {', '.join(CHECKPOINTS)}",
+        fix=f"{did_you_mean(name, CHECKPOINTS)}see: cspdeploy list",
     )
 
 

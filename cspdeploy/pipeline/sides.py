@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cspdeploy.core.bundle import MANIFEST_FILE, check_hashes, read_manifest
 from cspdeploy.core.codec import from_json
-from cspdeploy.core.errors import InputError
+from cspdeploy.core.errors import InputError, did_you_mean
 from cspdeploy.core.model_folder import CURVE_FILE, SPEC_FILE, read_json, read_spec
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import Manifest
@@ -65,11 +64,9 @@ def find_side(given: str, *, models: Path) -> Side:
         if (folder / SPEC_FILE).is_file():
             return Side(given=given, kind="model", spec=read_spec(folder), folder=folder)
     known = sorted(path.parent.name for path in models.glob(f"*/{SPEC_FILE}"))
-    near = difflib.get_close_matches(given, [*NETWORKS, *known], n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'? " if near else ""
     raise InputError(
         f"'{given}': neither a network of the registry nor a model folder, a bundle or a .cfg file",
-        fix=f"{hint}see: cspdeploy list",
+        fix=f"{did_you_mean(given, [*NETWORKS, *known])}see: cspdeploy list",
     )
 
 

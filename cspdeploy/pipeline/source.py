@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from cspdeploy.core.errors import InputError
+from cspdeploy.core.errors import InputError, did_you_mean
 from cspdeploy.core.model_folder import LABELS_FILE, SPEC_FILE, read_labels, read_spec
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.nets.exported import as_exported, with_features
@@ -125,9 +124,8 @@ def _model_folder(name: str, models: Path) -> Path | None:
     if name in NETWORKS:
         return None
     known = sorted({path.parent.name for path in models.glob(f"*/{SPEC_FILE}")})
-    near = difflib.get_close_matches(name.lower(), [*NETWORKS, *known], n=1, cutoff=0.4)
     trained = f"; in {models}: {', '.join(known)}" if known else ""
-    hint = f"did you mean '{near[0]}'? " if near else ""
     raise InputError(
-        f"model '{name}': unknown, networks are {', '.join(NETWORKS)}{trained}", fix=f"{hint}see: cspdeploy list"
+        f"model '{name}': unknown, none of the {len(NETWORKS)} networks{trained}",
+        fix=f"{did_you_mean(name, [*NETWORKS, *known])}see: cspdeploy list",
     )

@@ -205,4 +205,4 @@ def test_outputs_by_name_and_no_classes_of_a_features_bundle(
         assert relative_l2(maps, expected[name][:3]) < 1e-5
     with pytest.raises(InputError, match="not classes") as caught:
         predictor(golden.images[0])
-    assert "Predictor.outputs" in caught.value.fix
+    assert ".outputs(IMAGE)" in caught.value.fix
