@@ -80,6 +80,6 @@ class MissingExtraError(CspDeployError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "did you mean 'x'? " for the name that comes nearest, or nothing where none is near; the start of a fix."""
+    """The start of a fix: a question that names the nearest of `known`, or nothing where none is near."""
     near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.4)
     return f"did you mean '{near[0]}'? " if near else ""
