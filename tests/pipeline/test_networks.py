@@ -1,7 +1,6 @@
 """Every network of the registry through the whole ladder: eager, TorchScript, ONNX, simplified, FP16, classes and maps.
 
-At 64 px, with statistics of a forward pass in the batch norms, so that values are of a trained network's size. The
-small ones run by default; the others with `-m slow`.
+At 64 px, with random weights. The small ones run by default; the others with `-m slow`.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from cspdeploy.check.ladder import VerifySettings, verify_bundles
 from cspdeploy.core.types import VerifyReport
-from cspdeploy.nets.registry import NETWORKS, build, find_network, spec_of
+from cspdeploy.nets.registry import NETWORKS, find_network, spec_of
 from cspdeploy.nets.weights import write_safetensors
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
+from cspdeploy.pipeline.weights import make_untrained
 
 SIDE_PX = 64
 BY_DEFAULT = ("cs3darknet_s", "cs3darknet_focus_s", "csppeleenet", "csppeleenet_gamma25_fusion_first", "peleenet")
@@ -40,15 +39,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _write_weights(name: str, path: Path) -> None:
-    torch.manual_seed(0)
-    model = build(spec_of(find_network(name), num_classes=10))
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the average over all batches, here one
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-    with torch.no_grad():
-        model.train()(torch.randn(8, 3, SIDE_PX, SIDE_PX))
+    """The untrained network as `--weights random` makes it, but as a user's file, so that eager is a rung too."""
+    _, model = make_untrained(spec_of(find_network(name), num_classes=10))
     write_safetensors(path, model, dtype=torch.float32)
 
 
