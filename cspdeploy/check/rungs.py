@@ -102,4 +102,4 @@ def _find_weights(folder: Path, manifest: Manifest) -> Path | None:
 
 def _may_be_weights(path: Path) -> bool:
     """The path may come from a manifest of unknown origin: nothing but a weights file is read."""
-    return path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".weights") and path.is_file()
+    return path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".weights", ".backup") and path.is_file()

@@ -54,13 +54,15 @@ def compare(
     models: Annotated[Path, typer.Option("--models", help="Folder of model folders.")] = Path("models"),
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> int:
-    """Set two networks side by side: parameters, MACs, memory, file sizes, latency, accuracy. Ratios are B / A."""
+    """Set two networks side by side: parameters, MACs, memory, file sizes, latency, accuracy. A is the reference."""
     from cspdeploy.check.latency import LatencySettings
 
     settings = LatencySettings(min_runs=min_runs, min_seconds=min_seconds)
     batches, runtimes = tuple(batch or (1, 8)), tuple(runtime or ())
     if paper:
         _refuse_with_paper({"A": a, "B": b, "--size": size, "--plot": plot})
+        if not latency:
+            _refuse_without_latency({"--runtime": runtime, "--batch": batch, "--calib": calib})
         return _check_paper(latency=bool(latency), runtimes=runtimes, batches=batches, calib=calib, settings=settings,
                             json_=json_)  # fmt: skip
     if a is None or b is None:
@@ -77,16 +79,16 @@ def compare(
     )  # fmt: skip
     with progress_bar("compare") as progress:
         report = compare_models(request, progress=progress)
-    if plot is not None:
-        from cspdeploy.report.plot import write_plot
-
-        write_plot(plot, report)
     if json_:
         print_json(report)
     else:
         from cspdeploy.report.compare import render_comparison
 
         print_renderable(render_comparison(report))
+    if plot is not None:  # last: what was measured for minutes is not lost for a full disk
+        from cspdeploy.report.plot import write_plot
+
+        write_plot(plot, report)
     return EXIT_OK
 
 
@@ -94,6 +96,12 @@ def _refuse_with_paper(options: dict[str, object]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise InputError(f"--paper: takes no {', '.join(given)}", fix="cspdeploy compare --paper")
+
+
+def _refuse_without_latency(options: dict[str, object]) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise InputError(f"{given[0]}: only for --paper with --latency", fix="cspdeploy compare --paper --latency")
 
 
 def _check_paper(

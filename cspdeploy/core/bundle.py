@@ -30,6 +30,7 @@ __all__ = [
     "MODEL_FOLDER",
     "FolderKind",
     "check_hashes",
+    "disk_errors",
     "file_record",
     "file_sha256",
     "find_bundles",
@@ -180,6 +181,21 @@ def staged_folder(place: Path, *, kind: FolderKind = BUNDLE) -> Iterator[Path]:
             _move_into_place(staging, place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(folder: Path, *, kind: FolderKind) -> Iterator[None]:
+    """A full disk, or a folder without permission, as one line.
+
+    Raises:
+        InputError: in place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        fix = f"free some space, or {kind.elsewhere}" if full else kind.elsewhere
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}", fix=fix) from error
 
 
 def _restore(place: Path) -> None:

@@ -30,6 +30,8 @@ Multiply-accumulates at 224 px relative to the plain network, ours and in bracke
 CSPPeleeNet has 2.84 million weights of convolutions and classifier and 0.892 BFLOP, where the paper has 2.83 million
 and 0.888. The weights speak for (1) and (2), the BFLOP for (3): with the pool after the last transition it would be
 1.123 BFLOP, more than PeleeNet's 1.016. What (3) saves, then, is no merit of the split: PeleeNet could have it too.
+Nor is half of what CSPDenseNet-201 saves: with the pool after it, as in DenseNet-201, -5 % for "both" and -9 % for
+"first". The rows of `compare --paper` say so (`cspdeploy.pipeline.claims`).
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def with_features(spec: ModelSpec, network: nn.Module, *, strides: Sequence[int]
     """
     known = [level.stride for level in network.feature_levels]  # type: ignore[union-attr]
     wanted = sorted(set(strides)) if strides else [stride for stride in FEATURE_STRIDES if stride in known]
-    missing = [stride for stride in wanted if stride not in known]
-    if missing or not wanted:
+    missing = [stride for stride in wanted or FEATURE_STRIDES if stride not in known]
+    if missing:
         raise InputError(
             f"model '{spec.name}': no feature map of stride {', '.join(map(str, missing))}, it has {known}",
             fix=f"--strides {','.join(map(str, known))}",

@@ -196,7 +196,7 @@ def _one_line_errors(tag: str) -> Iterator[None]:
 def _input_error(tag: str, error: Exception) -> InputError:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    instead = f"put a model folder at models/{tag.partition('.')[0]}/, export with --weights FILE"
+    instead = "export with --weights FILE"
     status = _status(error)
     if isinstance(error, OfflineModeIsEnabled):
         return InputError(

@@ -13,11 +13,20 @@ from cspdeploy.nets.weights import load_weights, read_state_dict
 
 __all__ = ["is_darknet_file", "load_file"]
 
-_DARKNET_NAME = re.compile(r".*\.(weights|conv\.\d+)")
+_DARKNET_NAME = re.compile(r".*\.(weights|backup|conv\.\d+)")
+
+
+DARKNET_FORMS = (
+    "name Darknet's form of the network: csdarknet53, csresnet50, csresnext50 (with Mish csdarknet53-omega, ...), "
+    "or give the .cfg that the file belongs to"
+)
 
 
 def is_darknet_file(path: Path) -> bool:
-    """Whether the name is that of a Darknet file: `net.weights`, or `net.conv.137`, which holds the first layers."""
+    """Whether the name is that of a Darknet file.
+
+    `net.weights`; `net.backup`, in the midst of a training; `net.conv.137`, which holds the first layers.
+    """
     return _DARKNET_NAME.fullmatch(path.name) is not None
 
 
@@ -53,5 +62,12 @@ def _load_darknet(network: nn.Module, path: Path) -> None:
         )
     num_classes = network.head.fc.out_features
     order = wnid_from_devkit() if num_classes == NUM_IMAGENET_CLASSES else None
-    state = read_darknet_into_native(path, network.config, num_classes=num_classes, class_order=order)
+    try:
+        state = read_darknet_into_native(path, network.config, num_classes=num_classes, class_order=order)
+    except InputError as error:
+        if error.message.startswith(str(path)):
+            raise
+        raise InputError(
+            f"{path}: a Darknet file, and this network is none of Darknet's: {error.message}", fix=DARKNET_FORMS
+        ) from error
     load_weights(network, state, source=str(path))

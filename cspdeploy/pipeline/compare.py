@@ -19,7 +19,7 @@ from cspdeploy.pipeline.pair_latency import LatencyRow, Prepared, find_images, p
 from cspdeploy.pipeline.sides import AccuracyPair, Side, TrainingPair, find_side, pair_accuracy, pair_training
 from cspdeploy.runtimes import require_runtime
 
-__all__ = ["CompareReport", "CompareRequest", "ComparedSide", "Quantity", "Regime", "compare_models"]
+__all__ = ["CompareReport", "CompareRequest", "ComparedSide", "Quantity", "Regime", "check_batches", "compare_models"]
 
 Progress = Callable[[str, int, int], None]
 MAX_BATCH = 1024
@@ -40,10 +40,19 @@ class CompareRequest:
     settings: LatencySettings = field(default_factory=LatencySettings)
 
     def __post_init__(self) -> None:
-        wrong = [batch for batch in self.batches if not 1 <= batch <= MAX_BATCH]
-        if wrong or not self.batches:
-            got = wrong[0] if wrong else "none"
-            raise InputError(f"--batch {got}: expected 1 to {MAX_BATCH} images a call", fix="--batch 1 --batch 8")
+        check_batches(self.batches)
+
+
+def check_batches(batches: tuple[int, ...]) -> None:
+    """Before anything is measured.
+
+    Raises:
+        InputError: a batch that no call can have, or none at all.
+    """
+    wrong = [batch for batch in batches if not 1 <= batch <= MAX_BATCH]
+    if wrong or not batches:
+        got = wrong[0] if wrong else "none"
+        raise InputError(f"--batch {got}: expected 1 to {MAX_BATCH} images a call", fix="--batch 1 --batch 8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +230,9 @@ def _has_weights(side: Side) -> bool:
 
 def _notes(a: Side, b: Side, request: CompareRequest) -> tuple[str, ...]:
     notes = []
-    if a.spec.num_classes != b.spec.num_classes:
+    if a.spec.task != b.spec.task:
+        notes.append(f"{a.given} is for {a.spec.task}, {b.given} for {b.spec.task}: what they compute is not the same")
+    elif a.spec.num_classes != b.spec.num_classes:
         notes.append(
             f"{a.given} has {a.spec.num_classes} classes, {b.given} {b.spec.num_classes}: their last layers differ in "
             "parameters and MACs"
@@ -231,5 +242,8 @@ def _notes(a: Side, b: Side, request: CompareRequest) -> tuple[str, ...]:
         if (folder / SPEC_FILE).is_file():
             notes.append(f"{name} is the network of the registry; to compare the model that is here, name {folder}")
     if request.latency and not (_has_weights(a) and _has_weights(b)):
-        notes.append("UNTRAINED networks were timed with random weights: the time does not depend on the values")
+        notes.append(
+            "UNTRAINED networks were timed with random weights: in FP32 the time does not depend on the values; in "
+            "FP16 time and file size do, for the values decide which nodes stay in FP32"
+        )
     return tuple(notes)

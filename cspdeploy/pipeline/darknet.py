@@ -13,6 +13,7 @@ from cspdeploy.nets.darknet.cfg import read_cfg
 from cspdeploy.nets.darknet.plan import LayerError, plan_network
 from cspdeploy.nets.darknet.sections import DarknetConfig, NetSection
 from cspdeploy.nets.exported import FEATURE_STRIDES
+from cspdeploy.nets.registry import NETWORKS
 
 __all__ = ["DARKNET_FAMILY", "resize_cfg", "spec_of_cfg"]
 
@@ -20,7 +21,7 @@ DARKNET_FAMILY = "darknet"
 
 
 def spec_of_cfg(path: Path) -> ModelSpec:
-    """The description of the network of a cfg, called as the file is.
+    """The description of the network of a cfg, called as the file is; with "-cfg" if a registry network is called so.
 
     Raises:
         InputError: the file cannot be read, or describes no network that can be built.
@@ -28,6 +29,8 @@ def spec_of_cfg(path: Path) -> ModelSpec:
     config = read_cfg(path)
     plan = plan_network(config)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")
+    if name in NETWORKS:  # whose bundle has the classes in another order, and must not be taken for this one
+        name = f"{name}-cfg"
     return ModelSpec(
         name=name or "darknet",
         network=NetworkSpec(family=DARKNET_FAMILY, config=to_json(config)),

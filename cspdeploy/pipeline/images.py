@@ -33,7 +33,9 @@ def real_images(spec: ModelSpec, folder: Path | None, images: Path | None) -> tu
         step = max(1, len(paths) // MAX_IMAGES)
         chosen = paths[::step][:MAX_IMAGES]
         side = 2 * max(spec.preprocess.height_px, spec.preprocess.width_px)
-        return np.stack([_thumbnail(path, side) for path in chosen]), f"{images} ({len(chosen)} images)"
+        # A contract that takes the whole image, whatever its ratio, is only proven on one that is not square.
+        size = (side, side) if spec.preprocess.resize == "crop" else (side * 4 // 3, side)
+        return np.stack([_thumbnail(path, size) for path in chosen]), f"{images} ({len(chosen)} images)"
     if folder is not None and (folder / CALIBRATION_FILE).is_file():
         path = folder / CALIBRATION_FILE
         return read_calibration(path), f"{path} ({hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
@@ -42,13 +44,19 @@ def real_images(spec: ModelSpec, folder: Path | None, images: Path | None) -> tu
     )
 
 
-def _thumbnail(path: Path, side_px: int) -> npt.NDArray[np.uint8]:
-    """The centre square at twice the input's side, so that images of any size stack into one array."""
+def _thumbnail(path: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The largest centred part of that ratio, at `size` (width, height), so that images of any size stack."""
     image = load_image(path)
-    half = min(image.size) / 2
+    scale = min(image.width / size[0], image.height / size[1])
+    half_width, half_height = scale * size[0] / 2, scale * size[1] / 2
     centre_x, centre_y = image.width / 2, image.height / 2
-    box = (round(centre_x - half), round(centre_y - half), round(centre_x + half), round(centre_y + half))
-    return np.asarray(image.resize((side_px, side_px), box=box))
+    box = (
+        round(centre_x - half_width), round(centre_y - half_height),
+        round(centre_x + half_width), round(centre_y + half_height),
+    )  # fmt: skip
+    if box[0] == box[2] or box[1] == box[3]:  # of an image of a pixel or two
+        box = (0, 0, image.width, image.height)
+    return np.asarray(image.resize(size, box=box))
 
 
 def prepare(images: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArray[np.float32]:

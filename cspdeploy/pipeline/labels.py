@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cspdeploy.core.errors import InputError
-from cspdeploy.core.imagenet import NUM_IMAGENET_CLASSES, imagenet_labels, recognise_order, wnid_from_devkit
+from cspdeploy.core.imagenet import (
+    NUM_IMAGENET_CLASSES,
+    ClassOrder,
+    imagenet_labels,
+    recognise_order,
+    wnid_from_devkit,
+)
 from cspdeploy.core.model_folder import read_labels
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.nets.loading import is_darknet_file
@@ -14,41 +20,54 @@ from cspdeploy.pipeline.darknet import DARKNET_FAMILY
 __all__ = ["default_labels", "read_names"]
 
 
-def default_labels(spec: ModelSpec) -> tuple[str, ...]:
-    """ImageNet's names for 1000 classes that are known to be ImageNet's, else "class <index>".
+def default_labels(spec: ModelSpec) -> tuple[tuple[str, ...], str]:
+    """Names where no file gives them, and where they come from: ImageNet's for 1000 classes, else "class <index>".
 
     Networks of the registry have the classes in the order of sorted WordNet ids, as their checkpoints; one that was
-    built from a Darknet cfg has them in the order of the ILSVRC development kit, as its weights.
+    built from a Darknet cfg has them in the order of the ILSVRC development kit, as its weights. That the 1000 classes
+    of a user's own weights are ImageNet's is an assumption, and the origin says so.
     """
-    if spec.num_classes == NUM_IMAGENET_CLASSES and spec.provenance.source in ("published", "user"):
-        if spec.network.family == DARKNET_FAMILY:
-            return imagenet_labels("devkit") if spec.task == "classify" else _numbered(spec)
-        return imagenet_labels("wnid")
-    return _numbered(spec)
-
-
-def _numbered(spec: ModelSpec) -> tuple[str, ...]:
-    return tuple(f"class {index}" for index in range(spec.num_classes))
+    provenance, from_cfg = spec.provenance, spec.network.family == DARKNET_FAMILY
+    detects = from_cfg and spec.task != "classify"
+    if spec.num_classes != NUM_IMAGENET_CLASSES or provenance.source not in ("published", "user") or detects:
+        return tuple(f"class {index}" for index in range(spec.num_classes)), "numbered"
+    order: ClassOrder = "devkit" if from_cfg else "wnid"
+    words = {"wnid": "in the order of WordNet ids", "devkit": "in Darknet's order"}[order]
+    assumed = "" if provenance.source == "published" else ", assumed: give --names FILE for other classes"
+    return imagenet_labels(order), f"ImageNet {words}{assumed}"
 
 
 def read_names(path: Path, spec: ModelSpec, weights: str) -> tuple[str, ...]:
-    """The user's class names, one a line.
+    """Class names of a file, one a line: the user's, or a model folder's.
 
     Darknet weights that were read into a network of the registry had their 1000 classes reordered; names in Darknet's
     order are reordered with them.
 
     Raises:
-        InputError: another number of names than classes, or 1000 names that are not ImageNet's where the classes were
-            reordered as ImageNet's.
+        InputError: another number of names than classes, 1000 names that are not ImageNet's where the classes were
+            reordered as ImageNet's, or ImageNet's names in the order that the weights do not have.
     """
     names = read_labels(path, num_classes=spec.num_classes)
-    reordered = is_darknet_file(Path(weights)) and spec.network.family != DARKNET_FAMILY
-    if not reordered or spec.num_classes != NUM_IMAGENET_CLASSES:
-        return names
     order = recognise_order(names)
+    if spec.num_classes == NUM_IMAGENET_CLASSES and is_darknet_file(Path(weights)):
+        if spec.network.family != DARKNET_FAMILY:
+            return _reordered(names, order, path, spec)
+        _refuse(order, "wnid", path, "Darknet's weights have the ILSVRC devkit's order, 'kit fox' first")
+    elif spec.provenance.source == "published":
+        _refuse(order, "devkit", path, "the published checkpoint has that of sorted WordNet ids, 'tench' first")
+    return names
+
+
+def _reordered(names: tuple[str, ...], order: ClassOrder | None, path: Path, spec: ModelSpec) -> tuple[str, ...]:
     if order is None:
         raise InputError(
             f"{path}: got {len(names)} names that are not ImageNet's, of which '{spec.name}' is a network",
             fix="give the .cfg instead of the network's name",
         )
     return tuple(names[index] for index in wnid_from_devkit()) if order == "devkit" else names
+
+
+def _refuse(order: ClassOrder | None, wrong: ClassOrder, path: Path, why: str) -> None:
+    """Names in the other order would be wrong for every image."""
+    if order == wrong:
+        raise InputError(f"{path}: ImageNet's names in another order than the weights': {why}", fix="leave out --names")

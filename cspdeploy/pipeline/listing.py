@@ -7,9 +7,10 @@ from pathlib import Path
 
 from cspdeploy.core.model_folder import SPEC_FILE, read_spec
 from cspdeploy.core.spec import Accuracy, ModelSpec
-from cspdeploy.nets.checkpoints import NUM_VALIDATION_IMAGES
+from cspdeploy.nets.checkpoints import NUM_VALIDATION_IMAGES, PUBLISHED_DATASET
 from cspdeploy.nets.cost import measure_cost
 from cspdeploy.nets.registry import NETWORKS, spec_of
+from cspdeploy.nets.zoo_costs import ZOO_COSTS
 
 __all__ = ["ListedModel", "Listing", "list_models"]
 
@@ -48,7 +49,9 @@ def list_models(models: Path) -> Listing:
         found = network.published
         published = None
         if found is not None:
-            published = Accuracy(dataset="ImageNet", num_images=NUM_VALIDATION_IMAGES, top1=found.top1, top5=found.top5)
+            published = Accuracy(
+                dataset=PUBLISHED_DATASET, num_images=NUM_VALIDATION_IMAGES, top1=found.top1, top5=found.top5
+            )
         networks.append(_entry(network.name, network.summary, spec, checkpoint=network.checkpoint, accuracy=published))
     return Listing(networks=tuple(networks), models=tuple(_folders(models)))
 
@@ -65,9 +68,15 @@ def _folders(models: Path) -> list[ListedModel]:
 
 
 def _entry(name: str, summary: str, spec: ModelSpec, *, checkpoint: str, accuracy: Accuracy | None) -> ListedModel:
-    cost = measure_cost(spec)
+    known = spec.name in ZOO_COSTS and spec == spec_of(NETWORKS[spec.name])
+    num_parameters, num_macs = ZOO_COSTS[spec.name] if known else _measured(spec)
     return ListedModel(
         name=name, summary=summary, size_px=(spec.preprocess.height_px, spec.preprocess.width_px),
-        num_classes=spec.num_classes, num_parameters=cost.num_parameters, gmacs=round(cost.num_macs / 1e9, 3),
+        num_classes=spec.num_classes, num_parameters=num_parameters, gmacs=round(num_macs / 1e9, 3),
         checkpoint=checkpoint, accuracy=accuracy,
     )  # fmt: skip
+
+
+def _measured(spec: ModelSpec) -> tuple[int, int]:
+    cost = measure_cost(spec)
+    return cost.num_parameters, cost.num_macs

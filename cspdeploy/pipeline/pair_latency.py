@@ -108,7 +108,8 @@ def prepare_side(
 ) -> Prepared:  # fmt: skip
     """Export a side at that size, with a free batch and with FP16. A bundle is taken as it is.
 
-    Networks without weights here get random ones: the time does not depend on the values.
+    Networks without weights here get random ones: in FP32 the time does not depend on the values, in FP16
+    they decide which nodes stay in FP32.
 
     Args:
         images: of `find_images`, for a side that has none.
@@ -290,7 +291,7 @@ def _describe_engine(runtime: Runtime) -> str:
     version = next((f"{name} {found}" for name in packages if (found := package_version(name))), runtime.name)
     if runtime.device == "cuda":
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CUDA device"
-        return f"{version}, {device}, float32 without TF32"
+        return f"{version}, {device}, without TF32"
     threads = f"its default threads on {num_usable_cpus()} CPUs" if is_ort else f"{torch.get_num_threads()} threads"
     return f"{version}, {threads}"
 

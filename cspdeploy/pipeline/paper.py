@@ -13,14 +13,16 @@ from cspdeploy.core.env import describe_environment
 from cspdeploy.nets.cost import Cost, measure_cost
 from cspdeploy.nets.registry import find_network, spec_of
 from cspdeploy.pipeline.claims import CLAIMS, Claim
-from cspdeploy.pipeline.compare import CompareRequest, compare_models
+from cspdeploy.pipeline.compare import CompareRequest, check_batches, compare_models
 from cspdeploy.pipeline.pair_latency import LatencyRow
+from cspdeploy.runtimes import require_runtime
 
 __all__ = ["ClaimResult", "PaperReport", "PaperRequest", "check_claims", "judge_time"]
 
 Progress = Callable[[str, int, int], None]
 
 NOT_TIMED = "times are measured only with --latency"
+TOO_CLOSE = "the 95 % interval of a ratio holds the claimed value: too noisy or too close to tell"
 READING = "the layers were never published, and this reading of the paper's text gives another number"
 
 
@@ -34,13 +36,17 @@ class PaperRequest:
     calibration: Path | None = None
     settings: LatencySettings = dataclasses.field(default_factory=LatencySettings)
 
+    def __post_init__(self) -> None:
+        check_batches(self.batches)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimResult:
     """A claim and its verdict. `measured` is in the unit of `claim.published`; None where nothing was measured.
 
     For a time it is the change that speaks most against the claim, and `detail` names all of them with their regime.
-    "undecided": the network here is a reading of the paper's text, and gives another number.
+    "undecided": the network here is a reading of the paper's text, and gives another number; or a time is too near to
+    what is claimed, or too noisy, to say.
     """
 
     claim: Claim
@@ -72,6 +78,8 @@ def check_claims(
         RuntimeUnavailableError: a runtime that was asked for is missing.
     """
     claims = list(claims)
+    for name in request.runtimes:
+        require_runtime(name)
     costs = _Costs()
     rows: dict[str, tuple[LatencyRow, ...]] = {}
     warnings: list[str] = []
@@ -151,22 +159,38 @@ def _time(
 
 
 def judge_time(claim: Claim, rows: tuple[LatencyRow, ...]) -> ClaimResult:
-    """A claim on times names no regime, so it must hold in every one that is measured, beyond what noise can do."""
-    changes: dict[str, tuple[float, bool]] = {}
+    """A claim on times names no regime, so it must hold in every one that is measured, beyond what noise can do.
+
+    A regime decides only where the whole interval of its ratio lies on one side of what is claimed.
+    """
+    changes: dict[str, tuple[float, str]] = {}
     for row in rows:
         if row.ratio is None or (claim.device and not row.runtime.endswith(f"-{claim.device}")):
             continue
-        change = 100 * (row.ratio - 1)
-        proven = row.verdict == "faster" and _holds(claim, change)
-        changes[f"{row.artifact} on {row.runtime}, batch {row.batch}: {change:+.0f} %"] = change, proven
+        change, low, high = (100 * (ratio - 1) for ratio in (row.ratio, row.ratio_low or 0.0, row.ratio_high or 0.0))
+        said = f"{row.artifact} on {row.runtime}, batch {row.batch}: {change:+.0f} % ({low:+.0f} to {high:+.0f})"
+        changes[said] = change, _regime_verdict(claim, row, low, high)
     if not changes:
         where = f" on a {claim.device.upper()} device" if claim.device else ""
         return ClaimResult(
             claim=claim, measured=None, verdict="not measurable here", detail=f"nothing was timed{where}"
         )
-    holds = all(proven for _, proven in changes.values())
+    found = {verdict for _, verdict in changes.values()}
+    verdict: Literal["holds", "does not hold", "undecided"] = "undecided"
+    if "does not hold" in found:
+        verdict = "does not hold"
+    elif found == {"holds"}:
+        verdict = "holds"
     size = f"{claim.size_px} px, NCHW: "
+    doubt = f"{TOO_CLOSE}; " if verdict == "undecided" else ""
     return ClaimResult(
-        claim=claim, measured=max(change for change, _ in changes.values()),
-        verdict="holds" if holds else "does not hold", detail=size + "; ".join(changes),
+        claim=claim, measured=max(change for change, _ in changes.values()), verdict=verdict,
+        detail=doubt + size + "; ".join(changes),
     )  # fmt: skip
+
+
+def _regime_verdict(claim: Claim, row: LatencyRow, low: float, high: float) -> str:
+    """Of one row; `low` and `high` are its 95 % interval, as changes in percent."""
+    if row.verdict == "faster" and _holds(claim, high):
+        return "holds"
+    return "undecided" if _holds(claim, low) else "does not hold"

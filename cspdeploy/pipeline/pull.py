@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from cspdeploy.core.bundle import MODEL_FOLDER, file_sha256, staged_folder
+from cspdeploy.core.bundle import MODEL_FOLDER, disk_errors, file_sha256, staged_folder
 from cspdeploy.core.errors import InputError, did_you_mean
 from cspdeploy.core.imagenet import imagenet_labels
 from cspdeploy.core.model_folder import LABELS_FILE, SPEC_FILE, WEIGHTS_FILE, write_spec, write_text
 from cspdeploy.core.spec import Accuracy, ModelSpec, Provenance
-from cspdeploy.nets.checkpoints import CHECKPOINTS, NUM_VALIDATION_IMAGES, Checkpoint, published_for
+from cspdeploy.nets.checkpoints import CHECKPOINTS, NUM_VALIDATION_IMAGES, PUBLISHED_DATASET, Checkpoint, published_for
 from cspdeploy.nets.hub import FetchedCheckpoint, fetch_checkpoint
 from cspdeploy.nets.registry import NETWORKS, build, find_network, spec_of
 from cspdeploy.nets.weights import load_weights, read_state_dict, write_safetensors
 
 __all__ = ["PullReport", "find_checkpoint", "pull_checkpoint"]
-
-DATASET = "ImageNet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +95,7 @@ def pull_checkpoint(
     _refuse_existing(folder, overwrite=overwrite)
     fetched = fetch_checkpoint(checkpoint.tag, progress=progress)
     model = _load(spec, checkpoint, fetched)
-    with _disk_errors(folder), staged_folder(folder, kind=MODEL_FOLDER) as staging:
+    with disk_errors(folder, kind=MODEL_FOLDER), staged_folder(folder, kind=MODEL_FOLDER) as staging:
         _refuse_existing(folder, overwrite=overwrite)  # again, since fetching takes its time
         provenance = _write_weights(staging / WEIGHTS_FILE, model, fetched)
         spec = _with_origin(spec, checkpoint, dataclasses.replace(provenance, command=command))
@@ -152,17 +147,10 @@ def _write_weights(path: Path, model: nn.Module, fetched: FetchedCheckpoint) -> 
 
 
 def _with_origin(spec: ModelSpec, checkpoint: Checkpoint, provenance: Provenance) -> ModelSpec:
-    accuracy = Accuracy(dataset=DATASET, num_images=NUM_VALIDATION_IMAGES, top1=checkpoint.top1, top5=checkpoint.top5)
-    provenance = dataclasses.replace(provenance, dataset=DATASET, licence=checkpoint.licence, accuracy=accuracy)
+    accuracy = Accuracy(
+        dataset=PUBLISHED_DATASET, num_images=NUM_VALIDATION_IMAGES, top1=checkpoint.top1, top5=checkpoint.top5
+    )
+    provenance = dataclasses.replace(
+        provenance, dataset=PUBLISHED_DATASET, licence=checkpoint.licence, accuracy=accuracy
+    )
     return dataclasses.replace(spec, provenance=provenance)
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """A full disk or a folder without permission, as one line."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        fix = "free some space, or give another folder with --models" if full else "give another folder with --models"
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}", fix=fix) from error

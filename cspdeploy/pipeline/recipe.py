@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import numpy as np
 import torch
 
 from cspdeploy.check.latency import LatencySettings, measure_latency
-from cspdeploy.core.bundle import file_record, staged_folder, write_manifest
+from cspdeploy.core.bundle import BUNDLE, disk_errors, file_record, staged_folder, write_manifest
 from cspdeploy.core.catalog import (
     ARTIFACT_KINDS,
     DEFAULT_OPSET,
@@ -94,7 +92,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = lambda what, d
         images=request.calibration, size_px=request.size_px, strides=request.strides if request.features else None,
     )  # fmt: skip
     folder = request.output / source.spec.name
-    with _disk_errors(folder), staged_folder(folder) as staging:
+    with disk_errors(folder, kind=BUNDLE), staged_folder(folder) as staging:
         manifest = _Export(request, source, staging, progress).write()
     return ExportReport(folder=str(folder), manifest=manifest)
 
@@ -133,7 +131,7 @@ class _Export:
         return {
             "model": request.model, "weights": self._source.weights, "images": self._source.images_origin,
             "features": request.features, "strides": list(request.strides),
-            "names": str(request.names) if request.names else "", "size_px": size, "fp16": request.fp16,
+            "labels": self._source.labels_origin, "size_px": size, "fp16": request.fp16,
             "opset": request.opset, "dynamic_batch": request.dynamic_batch,
         }  # fmt: skip
 
@@ -235,14 +233,3 @@ def _output_shapes(model: torch.nn.Module, spec: ModelSpec) -> dict[str, tuple[i
 def _input_info(spec: ModelSpec, batch: int | str) -> TensorInfo:
     shape = (batch, 3, spec.preprocess.height_px, spec.preprocess.width_px)
     return TensorInfo(name=INPUT_NAME, dtype="float32", shape=shape)
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """A full disk or a folder without permission, as one line."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        fix = "free some space, or give another folder with -o" if full else "give another folder with -o"
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}", fix=fix) from error

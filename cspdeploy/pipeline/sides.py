@@ -13,6 +13,7 @@ from cspdeploy.core.errors import InputError, did_you_mean
 from cspdeploy.core.model_folder import CURVE_FILE, SPEC_FILE, read_json, read_spec
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import Manifest
+from cspdeploy.nets.checkpoints import NUM_VALIDATION_IMAGES, PUBLISHED_DATASET
 from cspdeploy.nets.registry import NETWORKS, find_network, spec_of
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "pair_training",
 ]  # fmt: skip
 
-PUBLISHED_DATASET = "ImageNet-1k validation"
 LAST_EPOCHS = 3
 """Shown of a curve: whether it still rises at the end."""
 SAME_RECIPE_BUT = "seed"
@@ -99,10 +99,10 @@ def pair_accuracy(a: Side, b: Side) -> AccuracyPair:
     """Recorded accuracy where both have it on the same images, else published accuracy where both have that."""
     recorded = (_recorded(a), _recorded(b))
     published = (_published(a), _published(b))
-    for first, second in (recorded, published):
+    shown = tuple(one or two for one, two in zip(recorded, published, strict=True))
+    for first, second in (recorded, published, shown):
         if first and second and (first.dataset, first.num_images) == (second.dataset, second.num_images):
             return AccuracyPair(a=first, b=second, comparable=True, reason=_other_differences(first, second))
-    shown = tuple(one or two for one, two in zip(recorded, published, strict=True))
     missing = " and ".join(side.given for side, accuracy in zip((a, b), shown, strict=True) if accuracy is None)
     if missing:
         reason = f"no accuracy of {missing} is known"
@@ -116,9 +116,10 @@ def _recorded(side: Side) -> KnownAccuracy | None:
     found = side.spec.provenance.accuracy
     if found is None or side.kind in ("network", "cfg"):
         return None
+    published = side.spec.provenance.source == "published"  # by others, and not measured here
     return KnownAccuracy(
         top1=found.top1, top5=found.top5, dataset=found.dataset, num_images=found.num_images, size_px=side.size_px,
-        source="recorded with the weights",
+        source=f"published: {side.spec.provenance.origin}" if published else "recorded with the weights",
     )  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def _published(side: Side) -> KnownAccuracy | None:
         return None
     found = network.published
     return KnownAccuracy(
-        top1=found.top1, top5=found.top5, dataset=PUBLISHED_DATASET, num_images=50_000,
+        top1=found.top1, top5=found.top5, dataset=PUBLISHED_DATASET, num_images=NUM_VALIDATION_IMAGES,
         size_px=(found.size_px, found.size_px), source=f"published: {found.source}",
     )  # fmt: skip
 

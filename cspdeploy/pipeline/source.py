@@ -11,8 +11,9 @@ import numpy.typing as npt
 from torch import nn
 
 from cspdeploy.core.errors import InputError, did_you_mean
-from cspdeploy.core.model_folder import LABELS_FILE, SPEC_FILE, read_labels, read_spec
+from cspdeploy.core.model_folder import LABELS_FILE, SPEC_FILE, read_spec
 from cspdeploy.core.spec import ModelSpec
+from cspdeploy.nets.checkpoints import published_for
 from cspdeploy.nets.exported import as_exported, with_features
 from cspdeploy.nets.registry import NETWORKS, find_network, spec_of
 from cspdeploy.pipeline.darknet import DARKNET_FAMILY, resize_cfg, spec_of_cfg
@@ -31,6 +32,7 @@ class Source:
 
     Attributes:
         model: gives `spec.outputs`; in evaluation mode, float32.
+        labels_origin: a file, or what was assumed of the classes.
         weights: as the manifest records them: a path as given, or "random".
         images: real images as stored, `[N, h, w]` or `[N, h, w, 3]` uint8.
         images_origin: where they come from, for the record.
@@ -39,6 +41,7 @@ class Source:
     spec: ModelSpec
     model: nn.Module
     labels: tuple[str, ...]
+    labels_origin: str
     weights: str
     images: npt.NDArray[np.uint8]
     images_origin: str
@@ -80,22 +83,22 @@ def resolve_source(
     else:
         weights, provenance = locate_weights(spec, folder, weights)
         spec, model = load_trained(dataclasses.replace(spec, provenance=provenance), Path(weights), size_px=size_px)
-    if names is not None:
-        labels = read_names(names, spec, weights)
-    elif folder is not None and spec.num_classes == own_classes and (folder / LABELS_FILE).is_file():
-        labels = read_labels(folder / LABELS_FILE, num_classes=spec.num_classes)
-    else:
-        labels = default_labels(spec)
+    if names is None and folder is not None and spec.num_classes == own_classes and (folder / LABELS_FILE).is_file():
+        names = folder / LABELS_FILE
+    labels, labels_origin = default_labels(spec) if names is None else (read_names(names, spec, weights), str(names))
     if strides is not None:
         spec = with_features(spec, model, strides=strides)
         spec = dataclasses.replace(spec, name=f"{spec.name}-features")
     model = as_exported(model, spec).eval()
-    return Source(spec=spec, model=model, labels=labels, weights=weights, images=pictures, images_origin=origin)
+    return Source(
+        spec=spec, model=model, labels=labels, labels_origin=labels_origin, weights=weights, images=pictures,
+        images_origin=origin,
+    )  # fmt: skip
 
 
 def _describe(name: str, models: Path) -> tuple[Path | None, ModelSpec]:
     """The model's folder, if it has one, and its description."""
-    if name.endswith(CFG_SUFFIX):
+    if name.lower().endswith(CFG_SUFFIX):
         return None, spec_of_cfg(Path(name))
     folder = _model_folder(name, models)
     if folder is None:
@@ -118,7 +121,8 @@ def _resized(spec: ModelSpec, size_px: tuple[int, int]) -> ModelSpec:
 
 
 def _model_folder(name: str, models: Path) -> Path | None:
-    for folder in (models / name, Path(name)):
+    pulled = [models / row.tag for row in published_for(name)]
+    for folder in (models / name, Path(name), *pulled):
         if (folder / SPEC_FILE).is_file():
             return folder
     if name in NETWORKS:

@@ -53,11 +53,16 @@ def locate_weights(spec: ModelSpec, folder: Path | None, weights: str | None) ->
         return weights, Provenance(source="user", origin=Path(weights).name)
     if folder is not None:
         return str(folder / WEIGHTS_FILE), spec.provenance
-    if spec.name not in NETWORKS:
+    if not _is_named(spec):
         raise InputError(
             f"model '{spec.name}': no weights", fix="give --weights FILE, or --weights random for an UNTRAINED file"
         )
     return _published(spec.name)
+
+
+def _is_named(spec: ModelSpec) -> bool:
+    """Whether it is a network of the registry, and not only called as one: a cfg may have any file name."""
+    return spec.name in NETWORKS and spec.network.family == find_network(spec.name).family
 
 
 def _published(name: str) -> tuple[str, Provenance]:
@@ -95,7 +100,7 @@ def load_trained(spec: ModelSpec, path: Path, *, size_px: tuple[int, int] | None
     else:
         tensors = read_state_dict(path)
         num_classes = next((len(tensors[key]) for key in HEAD_BIASES if key in tensors and tensors[key].ndim == 1), 0)
-        if spec.name in NETWORKS and num_classes not in (0, spec.num_classes):
+        if _is_named(spec) and num_classes not in (0, spec.num_classes):
             # Of other classes, so not the model folder's, but the network's own.
             network = spec_of(find_network(spec.name))
             contract = network.preprocess.with_size(*size_px) if size_px else network.preprocess

@@ -74,13 +74,14 @@ def _accuracy_rows(pair: Any) -> list[list[str]]:
     if pair.a is None and pair.b is None:
         return []
     rows = []
+    other = "not by the network alone" if pair.reason else ""  # beside the number, for the reason stands far below
     for name in ("top1", "top5"):
         values = [None if side is None else 100 * getattr(side, name) for side in (pair.a, pair.b)]
         cells = ["" if value is None else f"{value:.2f} %" for value in values]
         difference = "not comparable" if all(cells) else ""
         if pair.comparable:
             difference = f"{values[1] - values[0]:+.2f} points"  # type: ignore[operator]
-        rows.append([f"{name[:3]}-{name[3:]}", *cells, difference, ""])
+        rows.append([f"{name[:3]}-{name[3:]}", *cells, difference, other if pair.comparable else ""])
     return rows
 
 
@@ -122,10 +123,17 @@ def _regime(report: Any) -> list[str]:
             f"latency: {regime.layout}, medians of at least {regime.min_runs} runs and {regime.min_seconds:g} s each, "
             "in turns; ratios with their 95 % interval"
         )
-        engines = {row.runtime: f"{row.engine}, {row.precision}" for row in report.latency}
-        lines += [f"{runtime}: {engine}" for runtime, engine in engines.items()]
+        lines += _engines(report.latency)
         lines.append(f"machine: {regime.environment.get('cpu', '')}, {regime.environment.get('system', '')}")
     return lines
+
+
+def _engines(rows: Any) -> list[str]:
+    """Each runtime with all of its precisions."""
+    precisions: dict[str, dict[str, None]] = {}
+    for row in rows:
+        precisions.setdefault(f"{row.runtime}: {row.engine}", {})[row.precision] = None
+    return [f"{engine}, {' and '.join(found)}" for engine, found in precisions.items()]
 
 
 # --- the published claims ---
@@ -141,7 +149,7 @@ def render_paper(report: Any) -> RenderableType:
         table.add_column("by", no_wrap=True)
         for name in ("published", "measured"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("of")
+        table.add_column("of", overflow="fold")
         table.add_column("verdict", no_wrap=True)
         for result in report.results:
             if result.claim.pair == pair:
@@ -150,8 +158,8 @@ def render_paper(report: Any) -> RenderableType:
     parts += [Text(f"[{number}] {remark}", style="dim") for remark, number in remarks.items()]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     if report.latency:
-        engines = {row.runtime: f"{row.engine}, {row.precision}" for rows in report.latency.values() for row in rows}
-        parts += [Text(f"{runtime}: {engine}", style="dim") for runtime, engine in engines.items()]
+        rows = [row for rows in report.latency.values() for row in rows]
+        parts += [Text(line, style="dim") for line in _engines(rows)]
         parts.append(Text(f"machine: {report.environment.get('cpu', '')}", style="dim"))
     counts = {name: sum(result.verdict == name for result in report.results) for name in _VERDICTS}
     parts.append(Text(", ".join(f"{name}: {count}" for name, count in counts.items()), style="bold"))
@@ -174,7 +182,7 @@ def _published(claim: Any) -> str:
     if claim.subject == "top-1":
         return f"{claim.published:+.1f} points"
     if claim.is_change:
-        return f"{'at most ' if claim.bound == 'at-most' else ''}{claim.published:+g} %"
+        return f"{claim.published:+g} %{' or beyond' if claim.bound == 'at-most' else ''}"
     return f"{claim.published:.{_decimals(claim)}f}{_unit(claim)}"
 
 

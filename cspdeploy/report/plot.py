@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from pathlib import Path
@@ -49,7 +50,7 @@ def write_plot(path: Path, report: Any) -> None:
     """
     check_plot(path)
     suffix = path.suffix.lower()
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
+    beside = path.with_name(f".plot-{os.getpid()}{suffix}")  # no longer than any name that the user gives
     try:
         _draw(report, beside, suffix)
         beside.replace(path)
@@ -58,7 +59,8 @@ def write_plot(path: Path, report: Any) -> None:
             f"--plot {path}: cannot be written ({error.strerror or error})", fix="name another file"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be gone; the first error is the one to tell
+            beside.unlink()
 
 
 def _draw(report: Any, path: Path, suffix: str) -> None:
@@ -87,9 +89,22 @@ def _draw(report: Any, path: Path, suffix: str) -> None:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(left=0)
         size = "x".join(map(str, report.regime.size_px))
-        axes.set_xlabel(
-            "B / A. Bars: counts and sizes. Points: median latency with its 95 % interval,\n"
+        points = (
+            " Points: median latency with its 95 % interval,\n"
             "green where B is faster, red where it is slower, grey where they cannot be told apart"
         )
-        axes.set_title(f"A {report.a.given}, B {report.b.given}, {size} px", loc="left")
+        axes.set_xlabel(f"B / A. Bars: counts and sizes.{points if timed else ''}")
+        axes.set_title("\n".join([f"A {report.a.given}, B {report.b.given}, {size} px", *_regime(report)]),
+                       loc="left", fontsize="small")  # fmt: skip
         figure.savefig(path, format=suffix[1:], metadata=_NO_METADATA[suffix])
+
+
+def _regime(report: Any) -> list[str]:
+    """What the latencies hold for, as a picture travels without its table; and which side is untrained."""
+    lines = [
+        f"{label} {side.given} is UNTRAINED" for label, side in (("A", report.a), ("B", report.b)) if side.untrained
+    ]
+    engines = dict.fromkeys(f"{row.runtime}: {row.engine}" for row in report.latency if row.ratio is not None)
+    if engines:
+        lines += [*engines, f"{report.regime.layout}, {report.regime.environment.get('cpu', '')}"]
+    return lines

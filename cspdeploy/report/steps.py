@@ -22,6 +22,9 @@ def render_steps(folder: str, manifest: Manifest) -> RenderableType:
                 style = "yellow" if step.outcome == "kept" else "dim"
                 lines.append(Text(f"    {step.name}: {step.detail}", style=style))
                 shown.add(step.name)
+    assumed = str(manifest.options.get("labels", ""))
+    if "assumed" in assumed:
+        lines.append(Text(f"labels: {assumed}", style="yellow"))
     if manifest.spec.provenance.untrained:
         lines.append(Text(UNTRAINED, style="bold yellow"))
     return Group(*lines)

@@ -8,6 +8,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from cspdeploy.cli.app import main
+from cspdeploy.core.errors import EXIT_USAGE, InputError
+
 Run = Callable[..., CompletedProcess[str]]
 Refuse = Callable[..., str]
 
@@ -71,6 +74,20 @@ def test_paper_as_json(run: Run) -> None:
     assert all(result["claim"]["source"] for result in report["results"])
 
 
+def test_plot_that_fails_at_the_end_does_not_lose_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refuse(path: Path, report: object) -> None:
+        raise InputError(f"--plot {path}: cannot be written (No space left on device)", fix="name another file")
+
+    monkeypatch.setattr("cspdeploy.report.plot.write_plot", refuse)
+    words = ["compare", "csdarknet53", "darknet53", "--no-latency", "--plot", str(tmp_path / "out.svg")]
+    assert main(words) == EXIT_USAGE
+    found = capsys.readouterr()
+    assert "27,642,184" in found.out
+    assert "No space left on device" in found.err
+
+
 # --- wrong use ---
 
 
@@ -89,6 +106,11 @@ def test_paper_as_json(run: Run) -> None:
         (("darknet53", "darknet53", "--plot", "none/out.svg"), "--plot none/out.svg"),
         (("darknet53", "--paper"), "--paper: takes no A"),
         (("--paper", "--plot", "out.svg", "--size", "64"), "--paper: takes no --size, --plot"),
+        (("--paper", "-r", "ort-cpu"), "--runtime: only for --paper with --latency"),
+        (("--paper", "--batch", "1"), "--batch: only for --paper with --latency"),
+        (("--paper", "--calib", "none"), "--calib: only for --paper with --latency"),
+        (("--paper", "--latency", "-r", "ort-cpuu"), "--runtime ort-cpuu: unknown"),
+        (("--paper", "--latency", "--batch", "0"), "--batch 0: expected 1"),
         (("none.cfg", "darknet53", "--no-latency"), "none.cfg"),
     ],
 )

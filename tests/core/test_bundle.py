@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -10,7 +11,11 @@ import pytest
 
 import cspdeploy
 from cspdeploy.core.bundle import (
+    BUNDLE,
+    MODEL_FOLDER,
+    FolderKind,
     check_hashes,
+    disk_errors,
     file_record,
     file_sha256,
     find_bundles,
@@ -295,3 +300,16 @@ def test_bundle_that_a_killed_writer_had_moved_aside_is_put_back(tmp_path: Path)
         raise RuntimeError("stop")
     assert (tmp_path / "b" / "manifest.json").read_text() == "old"
     assert not aside.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "fix"),
+    [
+        (errno.ENOSPC, BUNDLE, "free some space, or give another folder with -o"),
+        (errno.EACCES, MODEL_FOLDER, "give another folder with --models"),
+    ],
+)
+def test_errors_of_a_disk_are_one_line(tmp_path: Path, number: int, kind: FolderKind, fix: str) -> None:
+    with pytest.raises(InputError, match="cannot be written") as caught, disk_errors(tmp_path, kind=kind):
+        raise OSError(number, "no")
+    assert caught.value.fix == fix

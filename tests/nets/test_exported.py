@@ -37,6 +37,13 @@ def test_stride_that_the_network_has_not(tiny_spec: ModelSpec) -> None:
     assert caught.value.fix == "--strides 1,2,4,8"
 
 
+def test_network_with_none_of_the_usual_strides(tiny_spec: ModelSpec) -> None:
+    network = build(tiny_spec)
+    network.feature_levels = network.feature_levels[:2]
+    with pytest.raises(InputError, match=r"no feature map of stride 4, 8, 16, 32, it has \[1, 2\]"):
+        with_features(tiny_spec, network, strides=())
+
+
 def test_output_of_no_such_name(tiny_spec: ModelSpec) -> None:
     spec = dataclasses.replace(tiny_spec, task="features", outputs=("features_s3",))
     with pytest.raises(InputError, match=r"\$\.outputs: got features_s3"):

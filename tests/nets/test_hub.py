@@ -293,7 +293,7 @@ def test_pinned_tag_is_never_fetched_as_a_pickle(place: Place) -> None:
 @needs_library
 def test_repository_without_either_file_is_refused(place: Place) -> None:
     place.hub.missing = (FILE_PATH, PICKLE_PATH)
-    assert_refused(place.fetch(), "HTTP 404", "models/cspdarknet53/")
+    assert_refused(place.fetch(), "HTTP 404", "--weights FILE")
     assert place.hub.num_requests("GET") == 0
 
 
@@ -317,7 +317,7 @@ def test_cached_file_is_used_while_the_hub_is_down(place: Place) -> None:
 @needs_library
 def test_offline_mode_without_a_cached_file_is_refused(place: Place) -> None:
     result = place.fetch(HF_HUB_OFFLINE="1")
-    assert_refused(result, "HF_HUB_OFFLINE", "models/cspdarknet53/", "--weights FILE", "go online")
+    assert_refused(result, "HF_HUB_OFFLINE", "--weights FILE", "go online")
     assert place.hub.requests == []
 
 
@@ -325,7 +325,7 @@ def test_offline_mode_without_a_cached_file_is_refused(place: Place) -> None:
 def test_no_server_is_refused_without_waiting(place: Place) -> None:
     place.server.stop()
     result = place.fetch()
-    assert_refused(result, place.server.url.removeprefix("http://"), "models/cspdarknet53/", "go online")
+    assert_refused(result, place.server.url.removeprefix("http://"), "--weights FILE", "go online")
     assert result["waited_s"] == 0
 
 
@@ -397,7 +397,7 @@ def test_cache_without_links_keeps_no_hash_so_it_needs_the_hub_or_a_pin(place: P
 @needs_library
 def test_connection_cut_half_way_leaves_nothing(place: Place) -> None:
     place.hub.cut_at_byte = len(CHECKPOINT) // 2
-    assert_refused(place.fetch(), "not fetched", "models/cspdarknet53/", "--weights FILE")
+    assert_refused(place.fetch(), "not fetched", "--weights FILE")
     assert place.cached_files == []
     assert place.hub.num_requests("GET") <= hub.MAX_GETS
 
@@ -429,7 +429,7 @@ def test_refusal_of_the_hub_is_final(place: Place, *, status: int) -> None:
     place.hub.requests.clear()
     place.hub.head_status = status
     place.hub.error_headers = {"X-Error-Code": "RepoNotFound"} if status == 404 else {}
-    assert_refused(place.fetch(), f"HTTP {status}", "models/cspdarknet53/", "--weights FILE")
+    assert_refused(place.fetch(), f"HTTP {status}", "--weights FILE")
     assert place.hub.requests == [f"HEAD {FILE_PATH}"]
 
 
@@ -440,7 +440,7 @@ def test_hub_that_is_down_or_asks_to_wait_is_not_waited_for(place: Place, *, met
     setattr(place.hub, f"{method.lower()}_status", status)
     place.hub.error_headers = {"Retry-After": "86400"}
     result = place.fetch()
-    assert_refused(result, f"HTTP {status}", "models/cspdarknet53/")
+    assert_refused(result, f"HTTP {status}", "--weights FILE")
     assert result["waited_s"] == 0
     assert place.cached_files == []
 

@@ -15,7 +15,7 @@ from cspdeploy.nets.darknet.form import native_to_cfg
 from cspdeploy.nets.darknet.network import DarknetNet
 from cspdeploy.nets.darknet.weights import write_darknet
 from cspdeploy.nets.densenet import DenseNet
-from cspdeploy.nets.loading import load_file
+from cspdeploy.nets.loading import DARKNET_FORMS, load_file
 from cspdeploy.nets.registry import find_network
 
 
@@ -79,8 +79,20 @@ def test_other_slope_is_refused_since_the_weights_cannot_tell(
     tmp_path: Path, randomise_norms: Callable[[nn.Module], None]
 ) -> None:
     _darknet(7, randomise_norms, tmp_path / "a.weights")
-    with pytest.raises(InputError, match=r"leaky_slope: got 0\.01, expected 0\.1"):
+    with pytest.raises(InputError, match=r"a\.weights: .*leaky_slope: got 0\.01, expected 0\.1") as caught:
         load_file(CspNet(_config(slope=0.01), num_classes=7), tmp_path / "a.weights")
+    assert "csdarknet53" in caught.value.fix
+
+
+def test_forms_that_an_error_names_are_networks() -> None:
+    for name in ("csdarknet53", "csresnet50", "csresnext50", "csdarknet53-omega"):
+        assert name in DARKNET_FORMS
+        assert find_network(name).config.leaky_slope in (0.0, 0.1)  # type: ignore[union-attr]
+
+
+def test_a_backup_of_a_training_is_a_darknet_file(tmp_path: Path, randomise_norms: Callable[[nn.Module], None]) -> None:
+    network = _darknet(7, randomise_norms, tmp_path / "net.backup")
+    load_file(DarknetNet(network.config), tmp_path / "net.backup")
 
 
 def test_network_without_a_darknet_form(tmp_path: Path, randomise_norms: Callable[[nn.Module], None]) -> None:

@@ -19,6 +19,7 @@ from cspdeploy.core.errors import InputError, RuntimeUnavailableError, TamperedE
 from cspdeploy.core.model_folder import read_spec, write_calibration, write_spec
 from cspdeploy.core.spec import Accuracy, ModelSpec, NetworkSpec, Provenance
 from cspdeploy.export import simplify
+from cspdeploy.nets.checkpoints import CHECKPOINTS
 from cspdeploy.nets.cost import measure_cost
 from cspdeploy.nets.cspnet import CspNetConfig
 from cspdeploy.nets.network import PublishedAccuracy
@@ -27,6 +28,7 @@ from cspdeploy.nets.weights import write_safetensors
 from cspdeploy.pipeline import pair_latency
 from cspdeploy.pipeline.compare import CompareReport, CompareRequest, compare_models
 from cspdeploy.pipeline.pair_latency import LatencyRow, find_images, judge_pair
+from cspdeploy.pipeline.pull import _with_origin
 from cspdeploy.pipeline.sides import find_side
 from cspdeploy.train.loop import EpochRecord, Recipe, write_curve
 
@@ -117,6 +119,14 @@ def test_name_of_a_network_is_the_registry_s_network(compare: Callable[..., Comp
 
 def test_different_numbers_of_classes_are_said(compare: Callable[..., CompareReport]) -> None:
     assert any("tiny has 10 classes, darknet17 1000" in note for note in compare("tiny", "darknet17").notes)
+
+
+def test_different_tasks_are_said(compare: Callable[..., CompareReport], models: Path) -> None:
+    spec = read_spec(models / "plain")
+    write_spec(models / "plain", dataclasses.replace(spec, task="features", outputs=("features_s4",)))
+    notes = compare("tiny", "plain").notes
+    assert any("plain for features" in note for note in notes)
+    assert not any("last layers" in note for note in notes)
 
 
 @pytest.mark.skipif(not CFG.is_file(), reason=f"{CFG} is not here")
@@ -247,6 +257,22 @@ def test_accuracy_is_not_that_of_the_network_for_a_folder_of_its_name(
     shutil.copytree(models / "tiny", models / "cspdarknet53")
     write_spec(models / "cspdarknet53", dataclasses.replace(read_spec(models / "tiny"), name="cspdarknet53"))
     assert compare(str(models / "cspdarknet53"), "tiny").accuracy.a is None
+
+
+def test_pulled_model_against_what_is_published_of_a_network(
+    compare: Callable[..., CompareReport], models: Path
+) -> None:
+    """`pull` writes the figure of the same 50,000 images as the registry has."""
+    provenance = _with_origin(
+        read_spec(models / "tiny"), CHECKPOINTS["cspdarknet53.ra_in1k"], Provenance(source="published", origin="hub")
+    ).provenance
+    assert provenance.accuracy is not None
+    _edit(models, "tiny", source="published", origin="hub", accuracy=provenance.accuracy)
+    found = compare("tiny", "darknet53").accuracy
+    assert found.comparable
+    assert found.a is not None
+    assert (found.a.top1, found.a.source) == (0.80078, "published: hub")
+    assert "different training" in found.reason
 
 
 # --- training ---

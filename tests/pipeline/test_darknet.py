@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from cspdeploy.check.ladder import VerifySettings, verify_bundles
@@ -27,6 +30,7 @@ from cspdeploy.nets.darknet.weights import write_darknet
 from cspdeploy.pipeline.darknet import spec_of_cfg
 from cspdeploy.pipeline.labels import default_labels, read_names
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
+from cspdeploy.report.steps import render_steps
 
 NET = "[net]\nheight=32\nwidth=48\nchannels=3\n"
 CONV = "[convolutional]\nbatch_normalize=1\nfilters={filters}\nsize=3\nstride=2\npad=1\nactivation={act}\n"
@@ -194,18 +198,55 @@ def test_weights_that_were_changed_are_not_the_bundles_original(
     assert {row.verdict for row in rows if row.artifact == "eager"} == {"not-checkable"}
 
 
+@pytest.fixture
+def called_as_a_network(make: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> Path:
+    """A cfg with the file name of a network of the registry that has a published checkpoint."""
+    cfg, _ = make(CLASSIFIER.format(classes=5))
+    return cfg.rename(tmp_path / "densenet121.cfg")
+
+
+def test_a_cfg_never_gets_the_checkpoint_of_a_network_of_its_name(
+    called_as_a_network: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cspdeploy.pipeline import weights
+
+    monkeypatch.setattr(weights, "fetch_checkpoint", lambda tag: pytest.fail(f"asked the hub for {tag}"))
+    request = ExportRequest(model=str(called_as_a_network), calibration=photos, output=tmp_path / "out")
+    with pytest.raises(InputError, match="no weights") as caught:
+        export_bundle(request)
+    assert caught.value.fix.startswith("give --weights FILE")
+
+
+def test_a_cfg_is_never_exchanged_for_a_network_of_its_name(
+    called_as_a_network: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Weights of the native network of 7 classes fit that one, and not the cfg."""
+    from cspdeploy.nets.registry import build, find_network, spec_of
+    from cspdeploy.nets.weights import write_safetensors
+
+    path = tmp_path / "native.safetensors"
+    write_safetensors(path, build(spec_of(find_network("densenet121"), num_classes=7)), dtype=torch.float32)
+    request = ExportRequest(
+        model=str(called_as_a_network), weights=str(path), calibration=photos, output=tmp_path / "out"
+    )
+    with pytest.raises(InputError, match="weights of another network"):
+        export_bundle(request)
+
+
 # --- labels ---
 
 
 def test_imagenet_classifier_of_a_cfg_has_darknets_order(make: Callable[[str], tuple[Path, Path]]) -> None:
     cfg, _ = make(CLASSIFIER.format(classes=1000))
-    assert default_labels(spec_of_cfg(cfg)) == imagenet_labels("devkit")
+    labels, origin = default_labels(spec_of_cfg(cfg))
+    assert labels == imagenet_labels("devkit")
+    assert "Darknet's order, assumed" in origin
 
 
 def test_untrained_and_other_counts_are_numbered(make: Callable[[str], tuple[Path, Path]]) -> None:
     cfg, _ = make(CLASSIFIER.format(classes=5))
     spec = spec_of_cfg(cfg)
-    assert default_labels(spec) == tuple(f"class {i}" for i in range(5))
+    assert default_labels(spec) == (tuple(f"class {i}" for i in range(5)), "numbered")
 
 
 def test_names_must_be_as_many_as_classes(make: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
@@ -225,7 +266,43 @@ def test_names_in_darknets_order_follow_their_reordered_classes(tmp_path: Path) 
     (tmp_path / "own.names").write_text("\n".join(f"my class {i}" for i in range(1000)))
     with pytest.raises(InputError, match="not ImageNet's"):
         read_names(tmp_path / "own.names", spec, "net.weights")
-    assert default_labels(spec) == imagenet_labels("wnid")
+    assert default_labels(spec)[0] == imagenet_labels("wnid")
+    published = dataclasses.replace(spec, provenance=Provenance(source="published"))
+    assert default_labels(published) == (imagenet_labels("wnid"), "ImageNet in the order of WordNet ids")
+
+
+def test_names_in_the_other_order_than_the_weights_are_refused(
+    make: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    from cspdeploy.nets.registry import find_network, spec_of
+
+    for order in ("wnid", "devkit"):
+        (tmp_path / f"{order}.names").write_text("\n".join(imagenet_labels(order)))
+    cfg, weights = make(CLASSIFIER.format(classes=1000))
+    with pytest.raises(InputError, match="another order than the weights': Darknet's weights"):
+        read_names(tmp_path / "wnid.names", spec_of_cfg(cfg), str(weights))
+    assert read_names(tmp_path / "devkit.names", spec_of_cfg(cfg), str(weights)) == imagenet_labels("devkit")
+    published = spec_of(find_network("cspdarknet53"), provenance=Provenance(source="published"))
+    with pytest.raises(InputError, match="another order than the weights': the published checkpoint"):
+        read_names(tmp_path / "devkit.names", published, "model.safetensors")
+    assert read_names(tmp_path / "wnid.names", published, "model.safetensors") == imagenet_labels("wnid")
+
+
+def test_labels_of_a_model_folder_follow_classes_that_were_reordered(photos: Path, tmp_path: Path) -> None:
+    """Darknet weights in place of the folder's own: its 1000 labels are not ImageNet's, the reordering is."""
+    from cspdeploy.core.model_folder import write_spec, write_text
+    from cspdeploy.nets.darknet.form import native_to_cfg
+    from cspdeploy.nets.registry import NETWORKS, spec_of
+    from cspdeploy.pipeline.source import resolve_source
+
+    network = NETWORKS["csdarknet53"]
+    folder, weights = tmp_path / "models" / "mine", tmp_path / "mine.weights"
+    folder.mkdir(parents=True)
+    write_spec(folder, spec_of(network, name="mine"))
+    write_text(folder / "labels.txt", "\n".join(f"bolt {i}" for i in range(1000)) + "\n")
+    write_darknet(weights, DarknetNet(native_to_cfg(network.config, num_classes=1000)))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="not ImageNet's"):
+        resolve_source("mine", models=tmp_path / "models", weights=str(weights), images=photos, size_px=(32, 32))
 
 
 def test_manifest_holds_the_whole_network(
@@ -242,3 +319,36 @@ def test_manifest_holds_the_whole_network(
     assert network["family"] == "darknet"
     rows = verify_bundles([folder], VerifySettings(latency=None)).rows
     assert {row.verdict for row in rows} == {"pass"}
+
+
+def test_cfg_called_as_a_registry_network_is_not_taken_for_it(
+    make: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    cfg, _ = make(CLASSIFIER.format(classes=1000))
+    assert spec_of_cfg(cfg.rename(tmp_path / "csdarknet53.cfg")).name == "csdarknet53-cfg"
+
+
+@pytest.mark.usefixtures("without_simplifier")
+def test_golden_images_of_a_detector_are_not_square(
+    make: Callable[[str], tuple[Path, Path]], photos: Path, tmp_path: Path
+) -> None:
+    """The preprocess row would prove nothing of a letterbox on square images."""
+    cfg, weights = make(DETECTOR.replace("width=48", "width=32"))
+    request = ExportRequest(model=str(cfg), weights=str(weights), calibration=photos, output=tmp_path / "out")
+    golden = read_golden(Path(export_bundle(request).folder) / "golden.npz")
+    assert golden.images.shape[1:] == (64, 85, 3)
+    borders = golden.x_NCHW[:, :, [0, 1, 2, -3, -2, -1]]
+    assert np.allclose(borders, 128 / 255, atol=1e-6)
+
+
+def test_assumed_labels_are_said(
+    make: Callable[[str], tuple[Path, Path]], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simplify, "_CHILD", ["false"])
+    cfg, weights = make(CLASSIFIER.format(classes=1000))
+    request = ExportRequest(model=str(cfg), weights=str(weights), calibration=photos, output=tmp_path / "out")
+    report = export_bundle(request)
+    assert "assumed" in report.manifest.options["labels"]
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(render_steps(report.folder, report.manifest))
+    assert "labels: ImageNet in Darknet's order, assumed: give --names FILE" in console.export_text()

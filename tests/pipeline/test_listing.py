@@ -9,7 +9,10 @@ import pytest
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import read_spec, write_spec
 from cspdeploy.core.spec import Accuracy, ModelSpec, Provenance
-from cspdeploy.nets.registry import NETWORKS, build
+from cspdeploy.nets.cost import measure_cost
+from cspdeploy.nets.registry import NETWORKS, build, spec_of
+from cspdeploy.nets.zoo_costs import ZOO_COSTS
+from cspdeploy.pipeline import listing
 from cspdeploy.pipeline.listing import list_models
 
 
@@ -24,12 +27,24 @@ def test_every_network_of_the_registry_is_listed(tmp_path: Path) -> None:
     assert found.models == ()
 
 
+def test_no_network_of_the_registry_is_built_to_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them take ten seconds of a CPU."""
+    monkeypatch.setattr(listing, "measure_cost", lambda spec: pytest.fail(f"{spec.name} was measured"))
+    assert len(list_models(tmp_path).networks) == len(NETWORKS)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_listed_costs_are_those_that_are_measured(name: str) -> None:
+    cost = measure_cost(spec_of(NETWORKS[name]))
+    assert ZOO_COSTS[name] == (cost.num_parameters, cost.num_macs)
+
+
 def test_cost_and_accuracy_of_cspdarknet53(tmp_path: Path) -> None:
     """REFERENCE: 27,642,184 parameters at 1000 classes, 6.534 GMAC at 256 px."""
     network = next(item for item in list_models(tmp_path).networks if item.name == "cspdarknet53")
     assert (network.num_parameters, network.gmacs) == (27_642_184, 6.534)
     assert (network.size_px, network.num_classes, network.checkpoint) == ((256, 256), 1000, "cspdarknet53.ra_in1k")
-    assert network.accuracy == Accuracy(dataset="ImageNet", num_images=50_000, top1=0.80078, top5=0.9506)
+    assert network.accuracy == Accuracy(dataset="ImageNet-1k validation", num_images=50_000, top1=0.80078, top5=0.9506)
 
 
 def test_model_folder(models: Path, tiny_spec: ModelSpec) -> None:

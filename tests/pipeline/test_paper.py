@@ -5,11 +5,13 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from cspdeploy.core.codec import from_json, to_json
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.types import Timing
-from cspdeploy.nets.registry import NETWORKS
+from cspdeploy.nets.cost import measure_cost
+from cspdeploy.nets.registry import NETWORKS, build, find_network, spec_of
 from cspdeploy.pipeline.claims import CLAIMS, Claim
 from cspdeploy.pipeline.pair_latency import LatencyRow
 from cspdeploy.pipeline.paper import ClaimResult, PaperReport, PaperRequest, check_claims, judge_time
@@ -91,6 +93,57 @@ def test_report_as_json(found: PaperReport) -> None:
     assert from_json(PaperReport, json.loads(json.dumps(to_json(found)))) == found
 
 
+def _with_pools_moved(name: str) -> float:
+    """BFLOPs of a partial network if its pools came after the last transitions, as in the plain one."""
+    spec = spec_of(find_network(name))
+    with torch.device("meta"):
+        net = build(spec).eval()
+    num_pooled = len(spec.network.config["depths"]) - 1
+    names = {f"transition{stage + 1}.conv" for stage in range(num_pooled)}
+    macs = []
+
+    def count(conv: Any, inputs: Any, output: Any) -> None:
+        macs.append(output.numel() * conv.weight[0].numel())
+
+    for name_, module in net.features.named_modules():  # type: ignore[union-attr, operator]
+        if name_ in names:
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        net(torch.empty(1, 3, 224, 224, device="meta"))
+    assert len(macs) == num_pooled
+    return measure_cost(spec).bflops + 2 * 3 * sum(macs) / 1e9  # on a map four times as large
+
+
+@pytest.mark.parametrize(
+    ("network", "plain", "said"),
+    [
+        ("csppeleenet", "peleenet", "10.6 % more than peleenet"),
+        ("csppeleenet_fusion_first", "peleenet", "10.4 % less"),
+        ("csppeleenet_gamma25", "peleenet", "22.4 % more"),
+        ("cspdensenet201", "densenet201", "4.8 % less"),
+    ],
+)
+def test_what_the_place_of_the_pool_saves_is_said(found: PaperReport, network: str, plain: str, said: str) -> None:
+    """In our reading the pool comes before the last transition, which the plain network could have as well."""
+    change = 100 * (_with_pools_moved(network) / measure_cost(spec_of(find_network(plain))).bflops - 1)
+    assert f"{abs(change):.1f} % {'more' if change > 0 else 'less'}" in said
+    changes = [result.claim for result in found.results if result.claim.network == network and result.claim.is_change]
+    assert changes
+    for claim in changes:
+        assert said in claim.remark, claim.text
+        assert "not from the split" in claim.remark
+
+
+def test_bflops_of_csppeleenet_with_the_pool_after(found: PaperReport) -> None:
+    assert _with_pools_moved("csppeleenet") == pytest.approx(1.123, abs=0.001)
+    (claim,) = [
+        result.claim
+        for result in found.results
+        if result.claim.network == "csppeleenet" and result.claim.subject == "BFLOPs" and not result.claim.is_change
+    ]
+    assert "1.123 BFLOPs" in claim.remark
+
+
 # --- verdicts, on claims that are made up ---
 
 
@@ -150,14 +203,16 @@ def test_unknown_network() -> None:
 # --- times ---
 
 
-def _row(ratio: float | None, verdict: Any, *, runtime: str = "torch-cuda", batch: int = 1) -> LatencyRow:
+def _row(
+    ratio: float | None, verdict: Any, *, runtime: str = "torch-cuda", batch: int = 1, arm: float = 0.0
+) -> LatencyRow:
     timing = Timing(
         p50_ms=1.0, p95_ms=1.0, ci_low_ms=1.0, ci_high_ms=1.0, num_runs=1, verdict="reference", ratio=1.0,
         samples_ms=(1.0,),
     )  # fmt: skip
     return LatencyRow(
         runtime=runtime, artifact="eager", precision="fp32", batch=batch, engine="torch", verdict=verdict, ratio=ratio,
-        ratio_low=ratio, ratio_high=ratio, a=timing, b=timing,
+        ratio_low=ratio and ratio - arm, ratio_high=ratio and ratio + arm, a=timing, b=timing,
     )  # fmt: skip
 
 
@@ -166,7 +221,10 @@ def _row(ratio: float | None, verdict: Any, *, runtime: str = "torch-cuda", batc
     [
         ([_row(0.8, "faster")], "holds", -20.0),
         ([_row(0.8, "faster"), _row(0.9, "faster", batch=8)], "does not hold", -10.0),
-        ([_row(0.8, "indistinguishable")], "does not hold", -20.0),
+        ([_row(0.8, "indistinguishable", arm=0.3)], "undecided", -20.0),
+        ([_row(0.8, "faster", arm=0.1)], "undecided", -20.0),  # 10 to 30 % less
+        ([_row(0.8, "faster"), _row(0.8, "faster", batch=8, arm=0.1)], "undecided", -20.0),
+        ([_row(0.95, "faster", arm=0.02), _row(0.8, "faster", batch=8, arm=0.1)], "does not hold", -5.0),
         ([_row(1.2, "slower"), _row(0.5, "faster", batch=8)], "does not hold", 20.0),
         ([_row(None, "not-measured")], "not measurable here", None),
         ([], "not measurable here", None),
@@ -180,6 +238,23 @@ def test_time_must_hold_wherever_it_was_measured(rows: list[LatencyRow], verdict
         if row.ratio:
             assert f"eager on {row.runtime}, batch {row.batch}: {100 * (row.ratio - 1):+.0f} %" in result.detail
             assert "256 px" in result.detail
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        (_row(0.95, "faster", arm=0.01), "holds"),
+        (_row(1.05, "slower", arm=0.01), "does not hold"),
+        (_row(1.0, "indistinguishable", arm=0.2), "undecided"),
+        (_row(0.99, "indistinguishable", arm=0.001), "undecided"),
+        (_row(1.01, "indistinguishable", arm=0.001), "undecided"),
+    ],
+)  # fmt: skip
+def test_faster_is_decided_only_beyond_the_noise(row: LatencyRow, verdict: str) -> None:
+    (faster,) = [claim for claim in CLAIMS if claim.subject == "time" and claim.published == 0]
+    result = judge_time(faster, (row,))
+    assert result.verdict == verdict
+    assert ("too noisy or too close to tell" in result.detail) == (verdict == "undecided")
 
 
 def test_claim_on_gpus_is_not_judged_by_a_cpu() -> None:

@@ -207,7 +207,9 @@ def test_pull_writes_a_whole_model_folder(hub: Hub, pulled: Pull, models: Path) 
     assert provenance.origin == f"hf://timm/{TAG}@{COMMIT}/model.safetensors"
     assert provenance.licence == "Apache-2.0"
     assert provenance.command == "cspdeploy pull it"
-    assert provenance.accuracy == Accuracy(dataset="ImageNet", num_images=50_000, top1=0.80078, top5=0.95060)
+    assert provenance.accuracy == Accuracy(
+        dataset="ImageNet-1k validation", num_images=50_000, top1=0.80078, top5=0.95060
+    )
 
     labels = read_labels(folder / "labels.txt", num_classes=1000)
     assert labels[0] == "tench"

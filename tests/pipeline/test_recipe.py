@@ -102,7 +102,8 @@ def test_facts_of_the_manifest(tiny_bundle: Path, tiny_models: Path, tiny_spec: 
     assert manifest.tools.keys() >= {"python", "torch", "onnx", "onnxruntime", "numpy", "pillow"}
     digest = file_sha256(tiny_models / "tiny" / "calibration.npz")[:12]
     assert manifest.options == {
-        "model": "tiny", "weights": str(weights), "names": "", "size_px": [32, 32], "features": False, "strides": [],
+        "model": "tiny", "weights": str(weights), "size_px": [32, 32], "features": False, "strides": [],
+        "labels": str(tiny_models / "tiny" / "labels.txt"),
         "fp16": True, "opset": 18,
         "dynamic_batch": False, "images": f"{tiny_models / 'tiny' / 'calibration.npz'} ({digest})",
     }  # fmt: skip

@@ -362,3 +362,11 @@ def test_broken_image_is_named(resolve: Resolve, photos: Path) -> None:
     (photos / "c.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"c\.png: not an image"):
         resolve(images=photos)
+
+
+def test_pulled_checkpoint_is_found_under_the_name_of_its_network(models: Path, resolve: Resolve) -> None:
+    """`pull cspdarknet53.ra_in1k`, then `export cspdarknet53`."""
+    (models / "tiny").rename(models / "cspdarknet53.ra_in1k")
+    found = resolve("cspdarknet53")
+    assert found.spec.name == "cspdarknet53.ra_in1k"
+    assert found.labels_origin == str(models / "cspdarknet53.ra_in1k" / "labels.txt")

@@ -104,11 +104,26 @@ def test_latency_with_its_interval_its_verdict_and_its_regime() -> None:
     assert "B base is" not in text
 
 
+def test_every_precision_of_a_runtime_is_said() -> None:
+    half = dataclasses.replace(TIMED, artifact="onnx-fp16", precision="fp16")
+    text = _text(render_comparison(_report(latency=(TIMED, half))))
+    assert _line(text, "ort-cpu: ") == "ort-cpu: onnxruntime 1.31.1, 2 threads, fp32 and fp16"
+
+
 def test_accuracy_of_both() -> None:
     pair = AccuracyPair(a=_accuracy(0.9, "recorded"), b=_accuracy(0.885, "recorded"), comparable=True, reason="")
     text = _text(render_comparison(_report(accuracy=pair)))
     assert _line(text, "top-1") == "top-1 90.00 % 88.50 % -1.50 points"
     assert _line(text, "accuracy: A") == "accuracy: A: d/test, 100 images at 32x32 px, recorded"
+
+
+def test_difference_that_is_not_the_networks_says_so_beside_the_number() -> None:
+    pair = AccuracyPair(
+        a=_accuracy(0.772, "published: one"), b=_accuracy(0.8, "published: two"), comparable=True,
+        reason="by different training",
+    )  # fmt: skip
+    text = _text(render_comparison(_report(accuracy=pair)))
+    assert _line(text, "top-1") == "top-1 77.20 % 80.00 % +2.80 points not by the network alone"
 
 
 def test_accuracy_that_cannot_be_compared() -> None:
@@ -164,7 +179,7 @@ def test_claims_with_their_verdicts() -> None:
         )
     )  # fmt: skip
     assert _line(text, "weights of csp") == "weights of csp README 20.50 M 20.499 M csp at 256 holds [1]"
-    assert _line(text, "20 % less") == "20 % less README at most -20 % -7.9 % csp / base at 224 does not hold [2, 1]"
+    assert _line(text, "20 % less") == "20 % less README -20 % or beyond -7.9 % csp / base at 224 does not hold [2, 1]"
     assert "csp / 9.74 BFLOPs at 224" in _line(text, "in text")
     assert _line(text, "in text").endswith("not measurable here [2]")
     assert _line(text, "[1]") == "[1] of the plain form"

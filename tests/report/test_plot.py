@@ -20,12 +20,23 @@ MAGIC = {".svg": b"<?xml", ".png": b"\x89PNG", ".pdf": b"%PDF"}
 def _report(*, with_latency: bool = True, given: str = "csp_net") -> Any:
     quantities = [SimpleNamespace(name="parameters", ratio=1.5), SimpleNamespace(name="nothing", ratio=None)]
     timed = SimpleNamespace(
-        runtime="ort-cpu", artifact="onnx", batch=8, ratio=0.8, ratio_low=0.75, ratio_high=0.9, verdict="faster"
+        runtime="ort-cpu",
+        artifact="onnx",
+        batch=8,
+        ratio=0.8,
+        ratio_low=0.75,
+        ratio_high=0.9,
+        verdict="faster",
+        engine="onnxruntime 1.31.1, 2 threads",
     )
-    untimed = SimpleNamespace(runtime="ort-cuda", artifact="onnx", batch=8, ratio=None, verdict="not-measured")
+    untimed = SimpleNamespace(
+        runtime="ort-cuda", artifact="onnx", batch=8, ratio=None, verdict="not-measured", engine="none"
+    )
     return SimpleNamespace(
-        a=SimpleNamespace(given=given), b=SimpleNamespace(given="base$1$"), quantities=quantities,
-        latency=[timed, untimed] if with_latency else [], regime=SimpleNamespace(size_px=(256, 192)),
+        a=SimpleNamespace(given=given, untrained=False),
+        b=SimpleNamespace(given="base$1$", untrained=with_latency), quantities=quantities,
+        latency=[timed, untimed] if with_latency else [],
+        regime=SimpleNamespace(size_px=(256, 192), layout="NCHW", environment={"cpu": "a CPU"}),
     )  # fmt: skip
 
 
@@ -53,6 +64,33 @@ def test_words_are_text(tmp_path: Path) -> None:
     assert "nothing" not in words  # there is no ratio to draw
     assert "ort-cuda" not in words
     assert "20" not in ET.tostring(ET.parse(tmp_path / "out.SVG").getroot()[0], encoding="unicode")[-200:]  # noqa: S314
+
+
+def test_picture_says_what_its_latencies_hold_for(tmp_path: Path) -> None:
+    write_plot(tmp_path / "out.svg", _report())
+    words = _words(tmp_path / "out.svg")
+    for word in ("ort-cpu: onnxruntime 1.31.1, 2 threads", "NCHW, a CPU", "B base$1$ is UNTRAINED"):
+        assert word in words
+    assert "A csp_net is UNTRAINED" not in words
+    write_plot(tmp_path / "out.svg", _report(with_latency=False))
+    for word in ("NCHW", "latency", "UNTRAINED"):
+        assert word not in _words(tmp_path / "out.svg")
+
+
+def test_longest_name_that_a_disk_takes(tmp_path: Path) -> None:
+    path = tmp_path / f"{'a' * 251}.svg"
+    write_plot(path, _report())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_that_is_gone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(InputError, match="No space left"):
+        write_plot(tmp_path / "out.svg", _report())
 
 
 @pytest.mark.parametrize("name", ["out.jpg", "out", "out.svg.gz", "svg"])
