@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["bootstrap_median", "compare_medians", "percentile", "spread"]
+__all__ = ["bootstrap_median", "compare_medians", "percentile", "ratio_interval", "spread"]
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -53,15 +53,24 @@ def bootstrap_median(samples: Sequence[float], *, seed: int = 0) -> tuple[float,
     return percentile(medians.tolist(), tail), percentile(medians.tolist(), 100 - tail)
 
 
+def ratio_interval(reference: Sequence[float], samples: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of median(reference) / median(samples), by resampling both.
+
+    Raises:
+        ValueError: no samples.
+    """
+    rng = np.random.default_rng(seed)
+    ratios = (_resampled_medians(reference, rng) / _resampled_medians(samples, rng)).tolist()
+    tail = 100 * (1 - CONFIDENCE) / 2
+    return percentile(ratios, tail), percentile(ratios, 100 - tail)
+
+
 def compare_medians(reference: Sequence[float], samples: Sequence[float], *, seed: int = 0) -> tuple[str, float]:
     """Verdict ("faster", "slower", "indistinguishable") and ratio: median(reference) / median(samples).
 
     Not indistinguishable only if the 95 % interval of the ratio lies wholly beyond a difference of 2 %.
     """
-    rng = np.random.default_rng(seed)
-    ratios = (_resampled_medians(reference, rng) / _resampled_medians(samples, rng)).tolist()
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = percentile(ratios, tail), percentile(ratios, 100 - tail)
+    low, high = ratio_interval(reference, samples, seed=seed)
     ratio = percentile(reference, 50) / percentile(samples, 50)
     if low > 1 + SMALLEST_DIFFERENCE:
         return "faster", ratio

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from cspdeploy.check.latency import LatencySettings, measure_latency, noise_warning
-from cspdeploy.check.stats import CONFIDENCE, NUM_RESAMPLES
+from cspdeploy.check.stats import ratio_interval
 from cspdeploy.core.catalog import EAGER, INPUT_NAME
 from cspdeploy.core.datasets import FASHION_MNIST, FASHION_MNIST_FOLDER, open_dataset
 from cspdeploy.core.env import num_usable_cpus, package_version
@@ -264,24 +264,10 @@ class _Pair:
 def judge_pair(row: LatencyRow, a: Timing, b: Timing) -> LatencyRow:
     """The row with both timings. `b.verdict` and `b.ratio` are against A, as speed; the row's ratios are of times."""
     verdict = "indistinguishable" if b.verdict == "reference" else b.verdict
-    low, high = _ratio_interval(b.samples_ms, a.samples_ms)
+    speed_low, speed_high = ratio_interval(a.samples_ms, b.samples_ms)
     return dataclasses.replace(
-        row, verdict=verdict, ratio=b.p50_ms / a.p50_ms, ratio_low=low, ratio_high=high, a=a, b=b
+        row, verdict=verdict, ratio=b.p50_ms / a.p50_ms, ratio_low=1 / speed_high, ratio_high=1 / speed_low, a=a, b=b
     )
-
-
-def _ratio_interval(samples: tuple[float, ...], reference: tuple[float, ...]) -> tuple[float, float]:
-    """95 % interval of median(samples) / median(reference), from the same resamples as the verdict."""
-    rng = np.random.default_rng(0)
-
-    def medians(values: tuple[float, ...]) -> npt.NDArray[np.float64]:
-        picks = rng.integers(0, len(values), (NUM_RESAMPLES, len(values)))
-        return np.asarray(np.median(np.sort(np.asarray(values, np.float64))[picks], axis=1))
-
-    below = medians(reference)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(medians(samples) / below, [tail, 100 - tail])
-    return float(low), float(high)
 
 
 def _describe_engine(runtime: Runtime) -> str:

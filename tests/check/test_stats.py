@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cspdeploy.check.stats import bootstrap_median, compare_medians, percentile, spread
+from cspdeploy.check.stats import bootstrap_median, compare_medians, percentile, ratio_interval, spread
 
 _samples = st.lists(st.floats(0.01, 1000), min_size=1, max_size=30)
 _shuffled = _samples.flatmap(lambda samples: st.tuples(st.just(samples), st.permutations(samples)))
@@ -124,3 +124,15 @@ def test_nothing_has_no_statistics() -> None:
     for pair in (([], [1.0]), ([1.0], [])):
         with pytest.raises(ValueError):  # noqa: PT011
             compare_medians(*pair)
+
+
+def test_ratio_interval_holds_the_ratio_and_turns_over_with_its_arguments() -> None:
+    reference = [10.0 + 0.1 * (i % 7) for i in range(60)]
+    samples = [8.0 + 0.1 * (i % 5) for i in range(60)]
+    low, high = ratio_interval(reference, samples)
+    assert low < percentile(reference, 50) / percentile(samples, 50) < high
+    assert low > 1.1
+    turned = ratio_interval(samples, reference)
+    assert turned == (pytest.approx(1 / high, rel=0.02), pytest.approx(1 / low, rel=0.02))
+    with pytest.raises(ValueError, match="no samples"):
+        ratio_interval([], samples)
