@@ -21,14 +21,18 @@ NOISY_SPREAD = 0.10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencySettings:
-    """How long to measure each thing. Both minima must be reached."""
+    """How long to measure each thing. Both minima must be reached, or the maximum."""
 
     min_runs: int = 30
     min_seconds: float = 1.0
+    max_runs: int = 2000
+    """Enough for any interval; a network of microseconds would fill memory with samples before its seconds are over."""
     warmup_runs: int = 3
     warmup_seconds: float = 0.2
     burst: int = 5
-    """Timed runs in a row before the next thing's turn."""
+    """Timed runs in a row before the next thing's turn, at least; more of them where runs are short, up to `max_burst`,
+    until the burst has lasted as long as its lead-in: else nearly all the time would go into lead-ins."""
+    max_burst: int = 100
     lead_in_seconds: float = 0.03
     """Untimed runs before a burst, one at least: an engine that hands over leaves caches full of its own weights, and
     threads that spin for some milliseconds more."""
@@ -66,11 +70,23 @@ def measure_latency(
         for index in rng.permutation(len(names)):
             name = names[index]
             _run_untimed(calls[name], 1, settings.lead_in_seconds, clock)
-            for _ in range(settings.burst):
-                started = clock()
-                calls[name]()
-                samples_ms[name].append(1e3 * (clock() - started))
+            samples_ms[name] += _time_burst(calls[name], settings, clock)
     return {name: _summarise(samples, samples_ms[names[0]], name == names[0]) for name, samples in samples_ms.items()}
+
+
+def _time_burst(call: Callable[[], None], settings: LatencySettings, clock: Callable[[], float]) -> list[float]:
+    """Milliseconds of each run."""
+    samples_ms: list[float] = []
+    elapsed = 0.0
+    while len(samples_ms) < settings.burst or (
+        elapsed < settings.lead_in_seconds and len(samples_ms) < settings.max_burst
+    ):
+        started = clock()
+        call()
+        seconds = clock() - started
+        elapsed += seconds
+        samples_ms.append(1e3 * seconds)
+    return samples_ms
 
 
 def _run_untimed(call: Callable[[], None], min_runs: int, min_seconds: float, clock: Callable[[], float]) -> None:
@@ -83,7 +99,8 @@ def _run_untimed(call: Callable[[], None], min_runs: int, min_seconds: float, cl
 
 def _share_done(samples_ms: list[float], settings: LatencySettings) -> float:
     by_time = sum(samples_ms) / (1e3 * settings.min_seconds) if settings.min_seconds > 0 else 1.0
-    return min(len(samples_ms) / settings.min_runs, by_time)
+    by_runs = len(samples_ms) / settings.min_runs
+    return max(min(by_runs, by_time), len(samples_ms) / max(settings.max_runs, settings.min_runs))
 
 
 def _summarise(samples_ms: list[float], reference_ms: list[float], is_reference: bool) -> Timing:

@@ -215,3 +215,44 @@ def test_each_burst_is_led_in_by_untimed_runs() -> None:
     found = measure_latency({"a": engine("a"), "b": engine("b")}, settings, clock=machine.clock)
     for timing in found.values():
         assert timing.samples_ms == pytest.approx([10.0] * timing.num_runs)
+
+
+def test_network_of_microseconds_ends_and_keeps_a_bounded_number_of_samples() -> None:
+    """Three seconds of 10 us runs would be 300,000 samples, and hours of lead-ins in bursts of five."""
+    now = 0.0
+    num_calls = 0
+
+    def fast() -> None:
+        nonlocal now, num_calls
+        now += 1e-5
+        num_calls += 1
+
+    def slow() -> None:
+        nonlocal now
+        now += 1e-2
+
+    settings = LatencySettings(min_runs=50, min_seconds=3.0)
+    found = measure_latency({"fast": fast, "slow": slow}, settings, clock=lambda: now)
+    assert settings.max_runs <= found["fast"].num_runs < 50_000
+    assert sum(found["slow"].samples_ms) >= 3000
+    alone = measure_latency({"fast": fast}, settings, clock=lambda: now)["fast"]
+    assert settings.max_runs <= alone.num_runs <= settings.max_runs + settings.max_burst
+    assert num_calls < 1_000_000
+
+
+def test_burst_of_short_runs_lasts_as_long_as_its_lead_in() -> None:
+    now = 0.0
+    order: list[str] = []
+
+    def make(name: str, seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            nonlocal now
+            now += seconds
+            order.append(name)
+
+        return call
+
+    settings = LatencySettings(min_runs=5, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.03)
+    found = measure_latency({"a": make("a", 0.002), "b": make("b", 0.05)}, settings, clock=lambda: now)
+    assert found["a"].num_runs == 15  # 30 ms of 2 ms
+    assert found["b"].num_runs == 5  # longer than that with the fewest
