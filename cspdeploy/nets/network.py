@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cspdeploy.core.spec import Preprocess
-from cspdeploy.nets.checkpoints import published_for
+from cspdeploy.nets.checkpoints import IMAGENET_MEAN, IMAGENET_STD, published_for
 from cspdeploy.nets.cspnet import CspNetConfig
 from cspdeploy.nets.densenet import DenseNetConfig
 from cspdeploy.nets.resnet import ResNetConfig
@@ -15,8 +15,6 @@ __all__ = ["Network", "NetworkConfig", "PublishedAccuracy", "darknet_contract", 
 
 NetworkConfig = CspNetConfig | ResNetConfig | DenseNetConfig
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_CLASSES = 1000
 
 

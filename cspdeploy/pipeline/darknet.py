@@ -13,11 +13,17 @@ from cspdeploy.nets.darknet.cfg import read_cfg
 from cspdeploy.nets.darknet.plan import LayerError, plan_network
 from cspdeploy.nets.darknet.sections import DarknetConfig, NetSection
 from cspdeploy.nets.exported import FEATURE_STRIDES
+from cspdeploy.nets.network import darknet_contract
 from cspdeploy.nets.registry import NETWORKS
 
-__all__ = ["DARKNET_FAMILY", "resize_cfg", "spec_of_cfg"]
+__all__ = ["DARKNET_FAMILY", "is_cfg", "resize_cfg", "spec_of_cfg"]
 
 DARKNET_FAMILY = "darknet"
+
+
+def is_cfg(given: str) -> bool:
+    """Whether what the user named is a Darknet cfg, by its suffix."""
+    return given.lower().endswith(".cfg")
 
 
 def spec_of_cfg(path: Path) -> ModelSpec:
@@ -59,12 +65,11 @@ def resize_cfg(network: NetworkSpec, size_px: tuple[int, int]) -> NetworkSpec:
 
 
 def _contract(net: NetSection, *, detects: bool) -> Preprocess:
-    """Darknet's own: RGB in [0, 1]. A classifier gets the centre of the image; a detector all of it.
+    """Darknet's own. A classifier gets the centre of the image; a detector all of it.
 
     Pillow's bilinear filter, which looks at all pixels when it shrinks; Darknet's looks at four.
     """
-    return Preprocess(
-        height_px=net.height, width_px=net.width,
-        resize="crop" if not detects else "letterbox" if net.letter_box else "stretch",
-        crop_pct=1.0, interpolation="bilinear", channel_order="rgb", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),
-    )  # fmt: skip
+    contract = darknet_contract().with_size(net.height, net.width)
+    if not detects:
+        return contract
+    return dataclasses.replace(contract, resize="letterbox" if net.letter_box else "stretch")

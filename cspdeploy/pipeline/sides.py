@@ -15,6 +15,7 @@ from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import Manifest
 from cspdeploy.nets.checkpoints import NUM_VALIDATION_IMAGES, PUBLISHED_DATASET
 from cspdeploy.nets.registry import NETWORKS, find_network, spec_of
+from cspdeploy.pipeline.darknet import is_cfg, spec_of_cfg
 
 __all__ = [
     "AccuracyPair", "CurvePoint", "KnownAccuracy", "Side", "TrainingPair", "TrainingRun", "find_side", "pair_accuracy",
@@ -52,9 +53,7 @@ def find_side(given: str, *, models: Path) -> Side:
     """
     if given in NETWORKS:
         return Side(given=given, kind="network", spec=spec_of(find_network(given)))
-    if given.endswith(".cfg"):
-        from cspdeploy.pipeline.darknet import spec_of_cfg
-
+    if is_cfg(given):
         return Side(given=given, kind="cfg", spec=spec_of_cfg(Path(given)))
     if (Path(given) / MANIFEST_FILE).is_file():
         manifest = read_manifest(Path(given))

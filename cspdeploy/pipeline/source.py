@@ -16,14 +16,12 @@ from cspdeploy.core.spec import ModelSpec
 from cspdeploy.nets.checkpoints import published_for
 from cspdeploy.nets.exported import as_exported, with_features
 from cspdeploy.nets.registry import NETWORKS, find_network, spec_of
-from cspdeploy.pipeline.darknet import DARKNET_FAMILY, resize_cfg, spec_of_cfg
+from cspdeploy.pipeline.darknet import DARKNET_FAMILY, is_cfg, resize_cfg, spec_of_cfg
 from cspdeploy.pipeline.images import real_images
 from cspdeploy.pipeline.labels import default_labels, read_names
 from cspdeploy.pipeline.weights import RANDOM_WEIGHTS, load_trained, locate_weights, make_untrained
 
 __all__ = ["Source", "resolve_source"]
-
-CFG_SUFFIX = ".cfg"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,7 +96,7 @@ def resolve_source(
 
 def _describe(name: str, models: Path) -> tuple[Path | None, ModelSpec]:
     """The model's folder, if it has one, and its description."""
-    if name.lower().endswith(CFG_SUFFIX):
+    if is_cfg(name):
         return None, spec_of_cfg(Path(name))
     folder = _model_folder(name, models)
     if folder is None:
