@@ -100,13 +100,27 @@ def test_device_predicts_from_the_command_line(tiny_bundle: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [["export", "cspdarknet53"], ["inspect", "tiny.onnx"]])
+@pytest.mark.parametrize("command", [["export", "cspdarknet53"], ["blame", "tiny.onnx", "--against", "itself"]])
 def test_command_whose_extra_is_missing_names_it(tiny_bundle: Path, command: list[str]) -> None:
     arguments = [str(tiny_bundle / word) if word.endswith(".onnx") else word for word in command]
     done = _main(*arguments, blocked=EXPORT_PACKAGES)
     assert done.returncode == 3
     assert "pip install 'cspdeploy[export]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "shows"),
+    [
+        (["inspect"], "MACs"),
+        (["check", "--target", "ort-1.16"], "ort-1.16"),
+        (["bench", "--min-seconds", "0.1"], "onnx"),
+    ],
+)
+def test_device_looks_at_files_and_times_them(tiny_bundle: Path, command: list[str], shows: str) -> None:
+    done = _main(command[0], str(tiny_bundle / "tiny.onnx"), *command[1:], blocked=EXPORT_PACKAGES)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert shows in done.stdout
 
 
 def test_without_any_engine_verify_proves_nothing_and_says_so(tiny_bundle: Path) -> None:

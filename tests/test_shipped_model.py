@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(bundle: Path) -> VerifyReport:
     # The weights are found by their hash, wherever the bundle lies.
-    return verify_bundles([bundle], VerifySettings(latency=None))
+    return verify_bundles([bundle], VerifySettings(isolate=False, latency=None))
 
 
 def test_folder_is_whole() -> None:
@@ -68,7 +68,7 @@ def test_labelled_accuracy_is_the_recorded_one_on_every_runtime(bundle: Path) ->
     if not (FASHION_MNIST_FOLDER / "t10k-images-idx3-ubyte.gz").is_file():
         pytest.skip("the Debian package dataset-fashion-mnist is not installed")
     data = open_dataset("fashion-mnist", split="test")
-    report = verify_bundles([bundle], VerifySettings(latency=None, accuracy=data))
+    report = verify_bundles([bundle], VerifySettings(isolate=False, latency=None, accuracy=data))
     recorded = read_spec(FOLDER).provenance.accuracy
     assert recorded is not None
     measured = {f"{row.artifact} on {row.runtime}": row.top1 for row in report.rows if row.top1 is not None}

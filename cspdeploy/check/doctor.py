@@ -1,20 +1,28 @@
-"""What this machine can run. Every runtime that is installed is really opened; nothing is installed or changed."""
+"""What this machine can run. Every runtime and provider that is here is really opened; nothing is installed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from cspdeploy.core.env import describe_environment, package_version
-from cspdeploy.core.errors import CspDeployError
-from cspdeploy.runtimes import all_runtimes
-from cspdeploy.runtimes.base import Runtime
+from cspdeploy.check.cpu_features import CpuFeature, explain_cpu
+from cspdeploy.check.installation import Finding, check_packages
+from cspdeploy.check.trials import run_trials
+from cspdeploy.core.env import cpu_flags, describe_environment
 
-__all__ = ["Diagnosis", "RuntimeState", "diagnose"]
+__all__ = ["Diagnosis", "RuntimeState", "diagnose", "judge"]
+
+Answer = Mapping[str, Any]
+
+# Half of the CPUs busy with something else: timed runs then wait for each other.
+BUSY_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeState:
-    """Whether a runtime computed something here just now; if not, why, and what to do."""
+    """Whether a runtime or provider computed something here just now; if not, why, and what to do."""
 
     name: str
     works: bool
@@ -24,41 +32,76 @@ class RuntimeState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """`healthy`: at least one runtime works and nothing contradicts itself. `advice`: one line, with the command."""
+    """What was found.
+
+    Attributes:
+        healthy: at least one runtime works and nothing contradicts itself.
+        advice: the verdict in one line.
+        command: that mends what it says; empty where nothing is to be mended.
+        providers: execution providers that this build of ONNX Runtime offers.
+    """
 
     healthy: bool
     advice: str
+    command: str
     runtimes: tuple[RuntimeState, ...]
+    providers: tuple[RuntimeState, ...]
+    cpu: tuple[CpuFeature, ...]
+    findings: tuple[Finding, ...]
     environment: dict[str, str]
 
 
 def diagnose() -> Diagnosis:
-    """Open every runtime on a small graph."""
-    states = tuple(_state(runtime) for runtime in all_runtimes().values())
-    both = package_version("onnxruntime") and package_version("onnxruntime-gpu")
-    if both:
-        advice = (
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'cspdeploy[gpu]'"
-        )
-    elif not any(state.works for state in states):
-        advice = "no runtime works here: pip install 'cspdeploy[cpu]'"
+    """Try everything, in child processes."""
+    return judge(
+        run_trials(), environment=describe_environment(), flags=cpu_flags(), has_gpu=Path("/dev/nvidia0").exists()
+    )
+
+
+def judge(
+    trials: Mapping[str, Answer], *, environment: dict[str, str], flags: tuple[str, ...], has_gpu: bool
+) -> Diagnosis:
+    """The diagnosis that the answers of `cspdeploy.check.trials.run_trials` amount to."""
+    findings = [*check_packages(trials, has_gpu=has_gpu), *_check_load(environment)]
+    problem = next((found for found in findings if found.severity == "problem"), None)
+    runtimes = _states(trials, kind="runtime")
+    working = ", ".join(state.name for state in runtimes if state.works)
+    if problem is not None:
+        advice, command = problem.text, problem.command
+    elif working:
+        advice, command = f"ready for {working}", ""
     else:
-        working = ", ".join(state.name for state in states if state.works)
-        advice = f"ready for {working}"
-    healthy = not both and any(state.works for state in states)
-    return Diagnosis(healthy=healthy, advice=advice, runtimes=states, environment=describe_environment())
+        advice, command = "no runtime works here", "pip install 'cspdeploy[cpu]'"
+    return Diagnosis(
+        healthy=bool(working) and problem is None, advice=advice, command=command, runtimes=runtimes,
+        providers=_states(trials, kind="provider"), cpu=explain_cpu(flags), findings=tuple(findings),
+        environment=environment,
+    )  # fmt: skip
 
 
-def _state(runtime: Runtime) -> RuntimeState:
+def _states(trials: Mapping[str, Answer], *, kind: str) -> tuple[RuntimeState, ...]:
+    found = []
+    for task, answer in trials.items():
+        if task.startswith(f"{kind}:"):
+            name, works = task.partition(":")[2], bool(answer["works"])
+            reason, fix = str(answer.get("reason", "")), str(answer.get("fix", ""))
+            if not works and not fix and kind == "runtime":
+                fix = "install its engine again"
+            found.append(RuntimeState(name=name, works=works, reason=reason, fix=fix))
+    return tuple(found)
+
+
+def _check_load(environment: Mapping[str, str]) -> list[Finding]:
+    """What makes timings here less true."""
+    found = []
     try:
-        missing = runtime.missing()
-        if missing is not None:
-            return RuntimeState(name=runtime.name, works=False, reason=missing[0], fix=missing[1])
-        runtime.probe()
-    except CspDeployError as error:
-        return RuntimeState(name=runtime.name, works=False, reason=error.message, fix=error.fix)
-    except Exception as error:  # a broken installation may raise anything, and that is what is being asked
-        reason = str(error)[:200] or type(error).__name__
-        return RuntimeState(name=runtime.name, works=False, reason=reason, fix="install it again")
-    return RuntimeState(name=runtime.name, works=True)
+        load, cpus = float(environment.get("load_1min", "")), int(environment.get("cpus", ""))
+    except ValueError:
+        load, cpus = 0.0, 1
+    if load > BUSY_SHARE * cpus:
+        text = f"busy: a load of {load:.1f} on {cpus} CPUs; wait until it is idle before timing anything"
+        found.append(Finding(severity="note", text=text))
+    if environment.get("cpu_governor") == "powersave":
+        text = "the CPU's governor is 'powersave': clocks change during a run, and timings with them"
+        found.append(Finding(severity="note", text=text))
+    return found

@@ -1,19 +1,25 @@
-"""Latency of things that are compared: interleaved, warmed up, raw samples kept."""
+"""Latency of things that are compared: interleaved, warmed up until stable, raw samples kept by round."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cspdeploy.check.stats import bootstrap_median, compare_medians, percentile, spread
+from cspdeploy.check.burst import Burst, run_burst
+from cspdeploy.check.machine import advise
+from cspdeploy.check.stats import compare_rounds, median_interval, percentile, spread, supported_percentile
+from cspdeploy.core.errors import CspDeployError
 from cspdeploy.core.types import Timing
 
-__all__ = ["LatencySettings", "measure_latency", "noise_warning"]
+__all__ = ["LatencySettings", "Measured", "measure_latency", "measure_rounds", "noise_warning", "summarise"]
 
 Progress = Callable[[str, int, int], None]
+Timed = Callable[[], None] | Burst
+"""Computes once and returns when its device is done; or times itself, as a bound call in a worker does."""
 
 NOISY_SPREAD = 0.10
 """Quartiles further apart than a tenth of the median: neighbours on the machine, or a clock that changes."""
@@ -21,15 +27,31 @@ NOISY_SPREAD = 0.10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencySettings:
-    """How long to measure each thing. Both minima must be reached, or the maximum."""
+    """How long to measure each thing. The minima must all be reached, or `max_runs`."""
 
     min_runs: int = 30
     min_seconds: float = 1.0
+    min_rounds: int = 6
+    """Fewer rounds prove nothing, even where one thing is the faster in all of them: among 5 that happens by chance in
+    2 of 32 cases, which is more than 1 in 20."""
     max_runs: int = 2000
     """Enough for any interval; a network of microseconds would fill memory with samples before its seconds are over."""
+    max_seconds: float = 0.0
+    """Timed seconds of each thing, at most, if after the minima some ratio is not known to within `close_enough`; below
+    `min_seconds`: it ends with the minima."""
+    max_wall_seconds: float = 0.0
+    """Wall time for each thing, its warm-up and lead-ins included; 0: any. When all things together have taken as much,
+    the fewest rounds are enough, whatever the other minima; a warm-up may take a quarter of it; and where a run is so
+    slow that the fewest rounds would take longer, a burst is a single run."""
+    close_enough: float = 0.01
+    """Half of the ratio's interval, relative: with the 2 % that count as no difference, 5 % are seen well beyond it."""
     warmup_runs: int = 3
     warmup_seconds: float = 0.2
-    burst: int = 5
+    max_warmup_seconds: float = 3.0
+    """Until which to wait for a stable time beyond those minima; 0: the minima are enough."""
+    stable_within: float = 0.05
+    """The medians of `STABLE_WINDOWS` windows in a row differ by this at most: half of what counts as noise."""
+    burst: int = 3
     """Timed runs in a row before the next thing's turn, at least; more of them where runs are short, up to `max_burst`,
     until the burst has lasted as long as its lead-in: else nearly all the time would go into lead-ins."""
     max_burst: int = 100
@@ -39,86 +61,217 @@ class LatencySettings:
     seed: int = 0
 
 
+STABLE_WINDOWS = 3
+WARMUP_SHARE = 0.25
+_WINDOW_RUNS, _WINDOW_SECONDS = 3, 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Of one thing.
+
+    Attributes:
+        rounds_ms: milliseconds of each run, by round, in the order of time.
+        num_warmups: untimed runs before the first round.
+        stable: the warm-up ended since its times had settled, not since it had lasted long enough.
+    """
+
+    rounds_ms: tuple[tuple[float, ...], ...]
+    num_warmups: int
+    stable: bool
+
+
 def measure_latency(
-    calls: Mapping[str, Callable[[], None]],
+    calls: Mapping[str, Timed],
     settings: LatencySettings,
     *,
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress = lambda what, done, total: None,
+    failures: dict[str, CspDeployError] | None = None,
 ) -> dict[str, Timing]:
-    """Time each callable, in bursts, in an order that is drawn anew each round.
+    """Time each thing, in bursts, in an order that is drawn anew each round. See `measure_rounds`."""
+    return summarise(measure_rounds(calls, settings, clock=clock, progress=progress, failures=failures))
+
+
+def measure_rounds(
+    calls: Mapping[str, Timed],
+    settings: LatencySettings,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Progress = lambda what, done, total: None,
+    failures: dict[str, CspDeployError] | None = None,
+) -> dict[str, Measured]:
+    """The raw samples of what did not fail, in the order of `calls`.
 
     Args:
-        calls: by name; each computes once and returns when its device is done. The first is the reference.
-        clock: seconds, monotonic.
+        calls: by name. The first is the reference.
+        clock: seconds, monotonic; of calls in this process.
+        failures: takes the errors of those that fail, which then leave the rounds; None: an error is raised.
 
     Raises:
         ValueError: nothing to time.
     """
     if not calls:
         raise ValueError("nothing to time")
-    for call in calls.values():
-        _run_untimed(call, settings.warmup_runs, settings.warmup_seconds, clock)
-    samples_ms: dict[str, list[float]] = {name: [] for name in calls}
-    rng = np.random.default_rng(settings.seed)
-    names = list(calls)
-    while True:
-        done = min(_share_done(samples, settings) for samples in samples_ms.values())
-        progress("latency", round(100 * min(1.0, done)), 100)
-        if done >= 1:
-            break
-        for index in rng.permutation(len(names)):
-            name = names[index]
-            _run_untimed(calls[name], 1, settings.lead_in_seconds, clock)
-            samples_ms[name] += _time_burst(calls[name], settings, clock)
-    return {name: _summarise(samples, samples_ms[names[0]], name == names[0]) for name, samples in samples_ms.items()}
+    return _Interleaved(calls, settings, clock, progress, failures).measure()
 
 
-def _time_burst(call: Callable[[], None], settings: LatencySettings, clock: Callable[[], float]) -> list[float]:
-    """Milliseconds of each run."""
-    samples_ms: list[float] = []
-    elapsed = 0.0
-    while len(samples_ms) < settings.burst or (
-        elapsed < settings.lead_in_seconds and len(samples_ms) < settings.max_burst
-    ):
-        started = clock()
-        call()
-        seconds = clock() - started
-        elapsed += seconds
-        samples_ms.append(1e3 * seconds)
-    return samples_ms
+class _LocalCall:
+    """A call in this process, as a thing that times itself."""
+
+    def __init__(self, call: Callable[[], None], clock: Callable[[], float]) -> None:
+        self._call, self._clock = call, clock
+
+    def burst(self, *, min_runs: int, min_seconds: float, max_runs: int, lead_in_seconds: float) -> list[float]:
+        return run_burst(
+            self._call, clock=self._clock, min_runs=min_runs, min_seconds=min_seconds, max_runs=max_runs,
+            lead_in_seconds=lead_in_seconds,
+        )  # fmt: skip
 
 
-def _run_untimed(call: Callable[[], None], min_runs: int, min_seconds: float, clock: Callable[[], float]) -> None:
-    started = clock()
-    runs = 0
-    while runs < min_runs or clock() - started < min_seconds:
-        call()
-        runs += 1
+class _Interleaved:
+    def __init__(
+        self, calls: Mapping[str, Timed], settings: LatencySettings, clock: Callable[[], float], progress: Progress,
+        failures: dict[str, CspDeployError] | None,
+    ) -> None:  # fmt: skip
+        self._bursts: dict[str, Burst] = {
+            name: _LocalCall(call, clock) if callable(call) else call for name, call in calls.items()
+        }
+        self._settings, self._progress, self._failures, self._clock = settings, progress, failures, clock
+        self._end = clock() + settings.max_wall_seconds * len(calls) if settings.max_wall_seconds else math.inf
+        self._burst_runs: dict[str, int] = {}
+        self._rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in calls}
+        self._warmups: dict[str, tuple[int, bool]] = {}
+        self._next_look = 0
+
+    def measure(self) -> dict[str, Measured]:
+        for name in tuple(self._bursts):
+            self._progress(f"warm-up of {name}", 0, 100)
+            self._guard(name, self._warm_up)
+        rng = np.random.default_rng(self._settings.seed)
+        while self._bursts and not self._done():
+            names = list(self._bursts)
+            for index in rng.permutation(len(names)):
+                self._guard(names[index], self._take_turn)
+        return {
+            name: Measured(
+                rounds_ms=tuple(self._rounds[name]), num_warmups=self._warmups[name][0], stable=self._warmups[name][1]
+            )
+            for name in self._bursts
+        }
+
+    def _guard(self, name: str, work: Callable[[str], None]) -> None:
+        try:
+            work(name)
+        except CspDeployError as error:
+            if self._failures is None:
+                raise
+            self._failures[name] = error
+            del self._bursts[name]
+
+    def _warm_up(self, name: str) -> None:
+        """Run until the times have settled, or for as long as the settings allow."""
+        settings = self._settings
+        num_runs, seconds, started = 0, 0.0, self._clock()
+        longest = WARMUP_SHARE * settings.max_wall_seconds if settings.max_wall_seconds else math.inf
+        medians: list[float] = []
+        while True:
+            samples = self._bursts[name].burst(
+                min_runs=min(_WINDOW_RUNS, max(1, settings.warmup_runs - 1)),
+                min_seconds=min(_WINDOW_SECONDS, settings.warmup_seconds), max_runs=settings.max_burst,
+                lead_in_seconds=0.0,
+            )  # fmt: skip
+            num_runs += 1 + len(samples)
+            seconds += 1e-3 * sum(samples)
+            medians = [*medians, percentile(samples, 50)][-STABLE_WINDOWS:]
+            stable = len(medians) == STABLE_WINDOWS and max(medians) <= (1 + settings.stable_within) * min(medians)
+            enough = num_runs >= settings.warmup_runs and seconds >= settings.warmup_seconds
+            late = seconds >= settings.max_warmup_seconds or self._clock() - started >= longest
+            if enough and (stable or late):
+                self._warmups[name] = num_runs, stable
+                self._burst_runs[name] = self._affordable(1e-3 * medians[-1])
+                return
+
+    def _affordable(self, seconds: float) -> int:
+        """Runs in a burst, of so many seconds each."""
+        settings = self._settings
+        rest = (1 - WARMUP_SHARE) * settings.max_wall_seconds
+        slow = rest > 0 and settings.min_rounds * (1 + settings.burst) * seconds > rest
+        return 1 if slow else settings.burst
+
+    def _take_turn(self, name: str) -> None:
+        settings = self._settings
+        samples = self._bursts[name].burst(
+            min_runs=self._burst_runs[name], min_seconds=settings.lead_in_seconds, max_runs=settings.max_burst,
+            lead_in_seconds=settings.lead_in_seconds,
+        )  # fmt: skip
+        self._rounds[name].append(tuple(samples))
+
+    def _done(self) -> bool:
+        rounds = [self._rounds[name] for name in self._bursts]
+        done = min(self._share_done(found) for found in rounds)
+        self._progress("latency", round(100 * min(1.0, done)), 100)
+        if self._clock() >= self._end and len(rounds[0]) >= self._settings.min_rounds:
+            return True
+        return done >= 1 and (self._exhausted(rounds) or self._precise(rounds))
+
+    def _share_done(self, rounds: Sequence[tuple[float, ...]]) -> float:
+        settings = self._settings
+        num_runs, milliseconds = sum(map(len, rounds)), sum(map(sum, rounds))
+        by_time = milliseconds / (1e3 * settings.min_seconds) if settings.min_seconds > 0 else 1.0
+        by_rounds = len(rounds) / settings.min_rounds
+        # The fewest rounds are due even where they are more than the most runs.
+        by_most = min(by_rounds, num_runs / max(settings.max_runs, settings.min_runs))
+        return max(min(num_runs / settings.min_runs, by_time, by_rounds), by_most)
+
+    def _exhausted(self, rounds: list[list[tuple[float, ...]]]) -> bool:
+        """Nothing more is allowed for the one that has had most."""
+        most = max(sum(map(sum, found)) for found in rounds)
+        runs = max(sum(map(len, found)) for found in rounds)
+        return most >= 1e3 * self._settings.max_seconds or runs >= self._settings.max_runs
+
+    def _precise(self, rounds: list[list[tuple[float, ...]]]) -> bool:
+        """Every ratio to the first is known closely. Looked at now and then: each look is a chance to stop by luck."""
+        if len(rounds[0]) < self._next_look:
+            return False
+        self._next_look = len(rounds[0]) + max(2, len(rounds[0]) // 4)
+        ratios = [compare_rounds(rounds[0], found) for found in rounds[1:]]
+        return all(found.high - found.low <= 2 * self._settings.close_enough * found.ratio for found in ratios)
 
 
-def _share_done(samples_ms: list[float], settings: LatencySettings) -> float:
-    by_time = sum(samples_ms) / (1e3 * settings.min_seconds) if settings.min_seconds > 0 else 1.0
-    by_runs = len(samples_ms) / settings.min_runs
-    return max(min(by_runs, by_time), len(samples_ms) / max(settings.max_runs, settings.min_runs))
+def summarise(measured: Mapping[str, Measured]) -> dict[str, Timing]:
+    """Median, percentiles, intervals, and the verdict of each against the first."""
+    reference = next(iter(measured.values())).rounds_ms if measured else ()
+    return {
+        name: _timing(found.rounds_ms, None if found.rounds_ms is reference else reference)
+        for name, found in measured.items()
+    }
 
 
-def _summarise(samples_ms: list[float], reference_ms: list[float], is_reference: bool) -> Timing:
-    low, high = bootstrap_median(samples_ms)
-    verdict, ratio = ("reference", 1.0) if is_reference else compare_medians(reference_ms, samples_ms)
+def _timing(rounds_ms: tuple[tuple[float, ...], ...], reference_ms: tuple[tuple[float, ...], ...] | None) -> Timing:
+    samples = [milliseconds for found in rounds_ms for milliseconds in found]
+    low, high = median_interval(rounds_ms)
+    ratio = compare_rounds(reference_ms, rounds_ms) if reference_ms is not None else None
     return Timing(
-        p50_ms=percentile(samples_ms, 50), p95_ms=percentile(samples_ms, 95), ci_low_ms=low, ci_high_ms=high,
-        num_runs=len(samples_ms), verdict=verdict, ratio=ratio, samples_ms=tuple(samples_ms),  # type: ignore[arg-type]
+        p50_ms=percentile(samples, 50), p90_ms=supported_percentile(samples, 90),
+        p95_ms=supported_percentile(samples, 95), p99_ms=supported_percentile(samples, 99),
+        ci_low_ms=low, ci_high_ms=high, num_runs=len(samples), verdict=ratio.verdict if ratio else "reference",
+        ratio=ratio.ratio if ratio else 1.0, ratio_low=ratio.low if ratio else 1.0,
+        ratio_high=ratio.high if ratio else 1.0, samples_ms=tuple(samples),
     )  # fmt: skip
 
 
-def noise_warning(timings: Mapping[str, Timing]) -> str:
-    """One line if the machine was too noisy to judge, else an empty string."""
+def noise_warning(timings: Mapping[str, Timing], findings: Sequence[str] | None = None) -> str:
+    """One line if the machine was too noisy to judge, else an empty string.
+
+    Args:
+        findings: of `cspdeploy.check.machine.MachineWatch` during the measurement; None: what can be seen now.
+    """
     noisy = {name: spread(timing.samples_ms) for name, timing in timings.items()}
     worst = max(noisy, key=lambda name: noisy[name], default="")
     if not worst or noisy[worst] <= NOISY_SPREAD:
         return ""
     return (
         f"noisy machine: the middle half of the runs of {worst} spreads over {100 * noisy[worst]:.0f} % of its median; "
-        "stop other work and measure again"
+        f"{advise(findings)}"
     )

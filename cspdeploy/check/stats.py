@@ -1,20 +1,52 @@
-"""What can be said of a list of latencies."""
+"""What can be said of latencies that were measured in rounds.
+
+In each round every variant has one burst of runs. The samples of a burst are not independent of each other: the same
+neighbour, the same clock and the same caches are in all of them. So rounds are resampled, not samples; and variants are
+compared within a round, where slow drift of the machine is in both and cancels.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["bootstrap_median", "compare_medians", "percentile", "ratio_interval", "spread"]
+__all__ = ["Ratio", "compare_rounds", "median_interval", "percentile", "spread", "supported_percentile"]
+
+Rounds = Sequence[Sequence[float]]
+"""Samples by round, one at least in each."""
 
 NUM_RESAMPLES = 2000
+_TABLE_VALUES = 1 << 21
+"""Of resamples times samples at once: 16 MB a table, of which there are three."""
 CONFIDENCE = 0.95
+_TAILS = [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2]
 
 # Below two in a hundred a difference changes with the placement of buffers in memory from one process to the next, so
 # no number of runs in one process can prove it.
 SMALLEST_DIFFERENCE = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """Of the reference's time over another's, as speed: above 1 the other is faster. `low` to `high`: 95 %."""
+
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> Literal["faster", "slower", "indistinguishable"]:
+        """Not indistinguishable only if the interval lies wholly beyond a difference of 2 %."""
+        if self.low > 1 + SMALLEST_DIFFERENCE:
+            return "faster"
+        if self.high < 1 / (1 + SMALLEST_DIFFERENCE):
+            return "slower"
+        return "indistinguishable"
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
@@ -28,52 +60,65 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     return float(np.percentile(np.asarray(samples, np.float64), percent))
 
 
+def supported_percentile(samples: Sequence[float], percent: float) -> float | None:
+    """The percentile, or None where the samples are too few to know it.
+
+    Few enough samples may all lie below the true percentile, and then nothing of them tells where it is. Here the
+    chance of that must be below 5 %: `(percent / 100) ** n <= 0.05`, which takes 29 samples for p90, 59 for p95 and
+    299 for p99 (S. S. Wilks, "Determination of Sample Sizes for Setting Tolerance Limits", 1941).
+    """
+    needed = math.ceil(math.log(1 - CONFIDENCE) / math.log(percent / 100))
+    return percentile(samples, percent) if len(samples) >= needed else None
+
+
 def spread(samples: Sequence[float]) -> float:
     """Distance between the quartiles over the median."""
     low, middle, high = (percentile(samples, percent) for percent in (25, 50, 75))
     return (high - low) / middle if middle else 0.0
 
 
-def _resampled_medians(samples: Sequence[float], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    if not samples:
+def median_interval(rounds: Rounds, *, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the median of all samples, by resampling rounds with replacement (Efron's percentile method).
+
+    Raises:
+        ValueError: no samples.
+    """
+    pooled = np.concatenate([np.asarray(samples, np.float64) for samples in rounds]) if rounds else np.empty(0)
+    if not pooled.size:
         raise ValueError("no samples")
-    values = np.sort(np.asarray(samples, np.float64))  # the interval does not depend on the order of the samples
-    picks = rng.integers(0, len(values), (NUM_RESAMPLES, len(values)))
-    return np.asarray(np.median(values[picks], axis=1))
+    order = np.argsort(pooled, kind="stable")
+    round_of = np.repeat(np.arange(len(rounds)), [len(samples) for samples in rounds])[order]
+    counts = _resampled_counts(len(rounds), seed)  # [resamples, rounds]: how often each round was drawn
+    middle = np.empty(NUM_RESAMPLES, np.int64)
+    step = max(1, _TABLE_VALUES // pooled.size)
+    for start in range(0, NUM_RESAMPLES, step):
+        some = slice(start, start + step)
+        reached = np.cumsum(counts[some, round_of], axis=1)  # samples up to there, in the order of their values
+        middle[some] = (reached >= (reached[:, -1:] + 1) // 2).argmax(axis=1)
+    low, high = np.percentile(pooled[order][middle], _TAILS)
+    return float(low), float(high)
 
 
-def bootstrap_median(samples: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the median, by resampling with replacement (Efron's percentile method).
-
-    Raises:
-        ValueError: no samples.
-    """
-    medians = _resampled_medians(samples, np.random.default_rng(seed))
-    tail = 100 * (1 - CONFIDENCE) / 2
-    return percentile(medians.tolist(), tail), percentile(medians.tolist(), 100 - tail)
-
-
-def ratio_interval(reference: Sequence[float], samples: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of median(reference) / median(samples), by resampling both.
-
-    Raises:
-        ValueError: no samples.
-    """
+def _resampled_counts(num_rounds: int, seed: int) -> npt.NDArray[np.int64]:
     rng = np.random.default_rng(seed)
-    ratios = (_resampled_medians(reference, rng) / _resampled_medians(samples, rng)).tolist()
-    tail = 100 * (1 - CONFIDENCE) / 2
-    return percentile(ratios, tail), percentile(ratios, 100 - tail)
+    return rng.multinomial(num_rounds, np.full(num_rounds, 1 / num_rounds), size=NUM_RESAMPLES)
 
 
-def compare_medians(reference: Sequence[float], samples: Sequence[float], *, seed: int = 0) -> tuple[str, float]:
-    """Verdict ("faster", "slower", "indistinguishable") and ratio: median(reference) / median(samples).
+def compare_rounds(reference: Rounds, rounds: Rounds, *, seed: int = 0) -> Ratio:
+    """Speed of `rounds` against `reference`: the median over rounds of the ratio of their medians.
 
-    Not indistinguishable only if the 95 % interval of the ratio lies wholly beyond a difference of 2 %.
+    In logarithms, so that swapping the two gives the inverse.
+
+    Args:
+        reference: as many rounds as `rounds`, measured in the same ones.
+
+    Raises:
+        ValueError: no samples, or not the same number of rounds.
     """
-    low, high = ratio_interval(reference, samples, seed=seed)
-    ratio = percentile(reference, 50) / percentile(samples, 50)
-    if low > 1 + SMALLEST_DIFFERENCE:
-        return "faster", ratio
-    if high < 1 - SMALLEST_DIFFERENCE:
-        return "slower", ratio
-    return "indistinguishable", ratio
+    if not reference or not rounds:
+        raise ValueError("no samples")
+    medians = ((percentile(ours, 50), percentile(theirs, 50)) for ours, theirs in zip(reference, rounds, strict=True))
+    logs = np.array([math.log(ours / theirs) for ours, theirs in medians])
+    picks = np.random.default_rng(seed).integers(0, len(logs), (NUM_RESAMPLES, len(logs)))
+    low, high = np.percentile(np.median(logs[picks], axis=1), _TAILS)
+    return Ratio(ratio=math.exp(np.median(logs)), low=math.exp(low), high=math.exp(high))

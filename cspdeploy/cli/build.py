@@ -60,7 +60,9 @@ def export(
     *,
     model: Annotated[
         str,
-        typer.Argument(help="A network of 'cspdeploy list', a folder below models/, its path, or a Darknet .cfg file."),
+        typer.Argument(
+            help="A network of 'cspdeploy list', a folder below models/ or its path, a Darknet .cfg or an ONNX file."
+        ),
     ],
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write an FP16 ONNX file.")] = False,
     weights: Annotated[
@@ -71,6 +73,14 @@ def export(
         Path | None, typer.Option("--names", help="File of class names, one a line, in the order of the weights.")
     ] = None,
     size: Annotated[str | None, typer.Option("--size", help="Input size in pixels, H or HxW.")] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            "--preprocess",
+            help="How the images of an .onnx file are prepared: imagenet, unit, darknet, or a JSON file such as a "
+            "model's spec.json.",
+        ),
+    ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="Export the backbone: its pyramid of feature maps instead of classes.")
     ] = False,
@@ -80,7 +90,16 @@ def export(
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="Leave the batch of the ONNX files free.")
     ] = False,
-    opset: Annotated[int, typer.Option("--opset", help="ONNX opset, 13 to 20.")] = 18,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            "--opset", help="ONNX opset, 13 to 20; by default 18, an .onnx file's own, or what the target takes."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Runtime that the ONNX files must be fit for; see 'cspdeploy check --help'."),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder that the bundle goes into.")] = Path(
         "exported"
     ),
@@ -93,8 +112,8 @@ def export(
 
     request = ExportRequest(
         model=model, models=models, output=output, weights=weights, names=names, calibration=calib,
-        size_px=parse_size(size), features=features, strides=parse_strides(strides), fp16=fp16, opset=opset,
-        dynamic_batch=dynamic_batch,
+        size_px=parse_size(size), preprocess=preprocess, features=features, strides=parse_strides(strides), fp16=fp16,
+        opset=opset, dynamic_batch=dynamic_batch, target=target,
     )  # fmt: skip
     with progress_bar("export") as progress:
         report = export_bundle(request, progress=progress)
@@ -103,7 +122,10 @@ def export(
 
         print_renderable(render_steps(report.folder, report.manifest))
     if verify:
-        return finish_verify([Path(report.folder)], json_=json_)
+        return finish_verify(Path(report.folder), json_=json_)
+    from cspdeploy.pipeline.publish import publish_report
+
+    publish_report(Path(report.folder))
     if json_:
         print_json(report)
     return 0

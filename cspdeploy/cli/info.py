@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from cspdeploy.core.errors import EXIT_CHECK_FAILED, EXIT_OK
 
 __all__ = ["register"]
 
+InspectPrecision = Literal["fp32", "fp16", "int8"]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -45,17 +46,24 @@ def predict(
     return EXIT_OK
 
 
-def inspect(file: Annotated[Path, typer.Argument(help="An ONNX file.")], json_: Json = False) -> int:
-    """Show what an ONNX file holds: inputs, outputs, opset, operators, precision of its weights."""
-    from cspdeploy.export.inspect import inspect_onnx
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An ONNX file, of any origin.")],
+    precision: Annotated[
+        InspectPrecision | None,
+        typer.Option("--precision", help="What the file is meant to be, if its name does not say it."),
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """Show what an ONNX file holds and in which precision it computes. Fails if it is not what it is named."""
+    from cspdeploy.check.inspect import inspect_onnx
     from cspdeploy.report.files import render_inspection
 
-    found = inspect_onnx(file)
+    found = inspect_onnx(file, precision=precision or "")
     if json_:
         print_json(found)
     else:
         print_renderable(render_inspection(found))
-    return EXIT_OK
+    return EXIT_CHECK_FAILED if found.audit.problem else EXIT_OK
 
 
 def list_(
@@ -75,7 +83,7 @@ def list_(
 
 
 def doctor(json_: Json = False) -> int:
-    """Show what this machine can run: every runtime is really opened on a small graph. Installs nothing."""
+    """Show what this machine can run: every runtime and provider is really opened. Installs nothing."""
     from cspdeploy.check.doctor import diagnose
     from cspdeploy.report.files import render_diagnosis
 

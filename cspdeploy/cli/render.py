@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["print_error", "print_json", "print_renderable", "progress_bar"]
+from cspdeploy.core.errors import InputError
+
+__all__ = ["is_onnx", "print_error", "print_json", "print_renderable", "progress_bar", "require_finite"]
 
 Progress = Callable[[str, int, int], None]
 NARROWEST_TABLE = 140
@@ -33,9 +37,29 @@ def print_renderable(renderable: Any) -> None:
 
 def print_error(message: str, fix: str) -> None:
     """`error:` and, where there is one, `fix:`, a line each, on stderr."""
-    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    sys.stderr.write(f"error: {_one_line(message)}\n")
     if fix:
-        sys.stderr.write("fix: " + " ".join(fix.split()) + "\n")
+        sys.stderr.write(f"fix: {_one_line(fix)}\n")
+
+
+def _one_line(text: str) -> str:
+    """Without control characters: a name in a file of unknown origin may hold what a terminal obeys."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+
+
+def is_onnx(place: Path) -> bool:
+    """Whether an argument that may be a bundle or an ONNX file is the file: told by its name."""
+    return place.suffix.lower() == ".onnx"
+
+
+def require_finite(option: str, seconds: float) -> None:
+    """Refuse "inf" and "nan", which are numbers to Python and pass every minimum.
+
+    Raises:
+        InputError: it is one of them.
+    """
+    if not math.isfinite(seconds):
+        raise InputError(f"{option} {seconds}: expected a number of seconds", fix=f"{option} 3600")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from cspdeploy.core.types import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest
 __all__ = [
     "BUNDLE",
     "MODEL_FOLDER",
+    "REPORT_FILE",
     "FolderKind",
     "check_hashes",
     "disk_errors",
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 MANIFEST_FILE = "manifest.json"
+REPORT_FILE = "report.html"
+"""The one file without a hash: it holds timings, which no second run repeats. Nothing here ever reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +130,10 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = from_json(Manifest, data)
     except InputError as error:
         raise InputError(f"{path}: {error.message}", fix="export the bundle again") from error
+    for what, given in (("artifacts", [one.kind for one in manifest.artifacts]), ("file names", _names(manifest))):
+        twice = sorted(name for name in set(given) if given.count(name) > 1)
+        if twice:
+            raise InputError(f"{path}: {what}: '{twice[0]}' is there twice", fix="export the bundle again")
     for name in _names(manifest):
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise InputError(f"{path}: file name '{name}' leaves the bundle's folder", fix="do not use this bundle")
@@ -145,8 +152,10 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
     """Compare every file with its hash, before anything opens it.
 
     Raises:
+        InputError: the folder holds what the manifest does not name.
         TamperedError: files differ; all are named.
     """
+    _refuse_unlisted(folder, manifest)
     records = [(artifact.file, artifact.sha256) for artifact in manifest.artifacts]
     records += [(record.file, record.sha256) for record in manifest.files]
     changed = [name for name, sha256 in records if file_sha256(folder / name) != sha256]
@@ -154,6 +163,22 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
         raise TamperedError(
             f"{folder}: {', '.join(changed)}: not the file of the manifest (SHA-256 differs)",
             fix="copy the bundle again, or export it again",
+        )
+
+
+def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
+    """A file without a hash beside an ONNX file may be weights that it reads, or an artifact that was never checked.
+
+    Hidden files may lie there: desktops and network file systems leave them behind (.DS_Store, .nfs0001), and no
+    program takes one for an artifact. So may the report, whatever it is: nothing here opens it.
+    """
+    known = {MANIFEST_FILE, REPORT_FILE, *_names(manifest)}
+    strange = sorted(path.name for path in folder.iterdir() if path.name not in known and path.name[0] != ".")
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise InputError(
+            f"{folder}: {', '.join(strange[:3])}{more}: in the folder, but not in its {MANIFEST_FILE}",
+            fix="move it out of the bundle's folder, or export the bundle again",
         )
 
 

@@ -46,6 +46,8 @@ class Golden:
         counts = {len(self.images), len(self.x_NCHW), *(len(array) for array in outputs)}
         if counts == {0} or len(counts) != 1:
             raise ValueError(f"images, inputs and outputs: got {sorted(counts)} of them, expected one number above 0")
+        if self.images.ndim not in (3, 4):
+            raise ValueError(f"images: got {list(self.images.shape)}, expected [N, h, w] or [N, h, w, 3]")
         if not all(np.isfinite(array).all() for array in outputs):
             raise ValueError("the original's own outputs are not finite")
 
@@ -71,7 +73,7 @@ def read_golden(path: Path) -> Golden:
     """Read the file.
 
     Raises:
-        InputError: missing, corrupt, too large when unpacked, of other dtypes, or empty.
+        InputError: missing, corrupt, too large when unpacked, of other dtypes, empty, or without real images.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -79,7 +81,10 @@ def read_golden(path: Path) -> Golden:
         if total > MAX_GOLDEN_BYTES:
             raise InputError(f"{path}: unpacks to {total} bytes, expected at most {MAX_GOLDEN_BYTES}")
         with np.load(path, allow_pickle=False) as arrays:
-            return Golden(
+            if "images" not in arrays.files and "input" in arrays.files:
+                raise InputError(f"{path}: holds no images, expected the real ones that its inputs were made from",
+                                 fix="export the bundle again with --calib DIR")  # fmt: skip
+            golden = Golden(
                 images=_require(arrays["images"], np.uint8),
                 x_NCHW=_require(arrays["input"], np.float32),
                 outputs_fp64=_outputs(arrays, _FP64, np.float64),
@@ -87,6 +92,18 @@ def read_golden(path: Path) -> Golden:
             )
     except UNREADABLE as error:
         raise InputError(f"{path}: not a golden file ({error})", fix="export the bundle again") from error
+    _require_real_images(path, golden)
+    return golden
+
+
+def _require_real_images(path: Path, golden: Golden) -> None:
+    """Blank images bring a network to one point of its range: what overflows, saturates or flips shows on none."""
+    flat = golden.images.reshape(len(golden.images), golden.images.shape[1] * golden.images.shape[2], -1)
+    if (flat == flat[:, :1]).all():
+        raise InputError(
+            f"{path}: each of its {len(flat)} images is of one colour, expected real images",
+            fix="export the bundle again with --calib DIR, a folder of real images",
+        )
 
 
 def _outputs(arrays: Any, prefix: str, dtype: type[np.generic]) -> dict[str, npt.NDArray[Any]]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["max_abs_difference", "relative_l2", "softmax", "top_k"]
+__all__ = ["ERROR_DECADES", "error_histogram", "max_abs_difference", "relative_l2", "softmax", "sqnr_db", "top_k"]
 
 Array = npt.NDArray[np.floating]
+
+ERROR_DECADES = tuple(10.0**power for power in range(-9, 1))
+"""Borders between the counts of `error_histogram`: 11 counts, below 1e-9, 1e-9 to 1e-8, ..., 1 and above."""
 
 
 def relative_l2(actual: Array, reference: Array) -> float:
@@ -41,6 +46,31 @@ def max_abs_difference(actual: Array, reference: Array) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
         largest = float(np.max(np.abs(actual.astype(np.float64) - reference.astype(np.float64))))
     return largest if np.isfinite(largest) else float("inf")
+
+
+def sqnr_db(relative_l2: float) -> float:
+    """Signal to quantisation noise of that relative L2 distance, in dB; infinite for none."""
+    return float("inf") if relative_l2 == 0 else -20 * math.log10(relative_l2)
+
+
+def error_histogram(actual: Array, reference: Array) -> tuple[int, ...]:
+    """Counts of |actual - reference| / rms(reference) between `ERROR_DECADES`, of which the lower border is inside.
+
+    Errors against an all-zero reference count as the largest.
+
+    Raises:
+        ValueError: other shapes, or nothing to compare.
+    """
+    _require_comparable(actual, reference)
+    reference64 = reference.astype(np.float64).ravel()
+    errors = np.abs(actual.astype(np.float64).ravel() - reference64)
+    rms = float(np.sqrt(np.mean(reference64**2)))
+    if rms > 0:
+        errors /= rms
+    else:
+        errors[errors > 0] = ERROR_DECADES[-1]
+    bins = np.searchsorted(ERROR_DECADES, errors, side="right")
+    return tuple(int(count) for count in np.bincount(bins, minlength=len(ERROR_DECADES) + 1))
 
 
 def _require_comparable(actual: Array, reference: Array) -> None:

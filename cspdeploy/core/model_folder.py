@@ -92,7 +92,9 @@ def read_labels(path: Path, *, num_classes: int) -> tuple[str, ...]:
     """
     try:
         labels = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}", fix="give one class name a line") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: {error}", fix="give one class name a line") from error
     if len(labels) != num_classes:
         raise InputError(f"{path}: got {len(labels)} labels, expected {num_classes}", fix="one class name a line")

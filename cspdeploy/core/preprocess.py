@@ -92,7 +92,7 @@ def load_image(source: ImageSource) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: {error}", fix="shrink the image") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
-        raise InputError(f"{name}: not an image that Pillow can read ({error})", fix="name an image file") from error
+        raise InputError(f"{name}: not an image that Pillow can read", fix="name an image file") from error
     return _to_rgb(upright)
 
 

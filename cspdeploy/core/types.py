@@ -8,11 +8,14 @@ from typing import Any, Literal
 from cspdeploy.core.spec import ModelSpec
 
 __all__ = [
-    "MANIFEST_SCHEMA_VERSION", "Artifact", "FileRecord", "Manifest", "ParityRow", "StepRecord", "TensorInfo", "Timing",
-    "Verdict", "VerifyReport",
+    "MANIFEST_SCHEMA_VERSION", "VERIFY_SCHEMA_VERSION", "Artifact", "ColdStart", "FileRecord", "ImageDecision",
+    "LayerCurve", "LayerError", "Limit", "Manifest", "MemoryUse", "ParityRow", "PlacedNode", "PrecisionAudit",
+    "Regression", "StepRecord", "TensorInfo", "Timing", "Verdict", "VerifyReport",
 ]  # fmt: skip
 
 MANIFEST_SCHEMA_VERSION = 2
+VERIFY_SCHEMA_VERSION = 1
+"""Of what `verify --json` prints; raised when a field goes or changes its meaning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,7 @@ class Artifact:
     kind: str
     file: str
     format: Literal["torchscript", "onnx"]
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "int8"]
     sha256: str
     num_bytes: int
     inputs: tuple[TensorInfo, ...]
@@ -91,11 +94,90 @@ class Manifest:
             raise ValueError(f"labels: got {len(self.labels)}, expected {self.spec.num_classes}")
 
 
-Verdict = Literal["pass", "numeric", "decision", "nan", "shape", "dtype", "order", "accuracy", "error",
-                  "not-checkable", "not-checked"]  # fmt: skip
+Verdict = Literal["pass", "numeric", "decision", "nan", "shape", "dtype", "order", "inputs", "accuracy", "precision",
+                  "placement", "crash", "hang", "error", "not-checkable", "not-checked"]  # fmt: skip
 """pass; too far from the reference; another class wins; NaN or infinity; wrong shape, dtype, or outputs or images in
-another order; labelled accuracy out of budget; the engine cannot open or run it; and not checkable here, which is
-neither a pass nor a failure; not checked, where only latency was asked for."""
+another order; a file with other inputs than listed; labelled accuracy out of budget; a file that is not of the
+precision it is named for; nodes on another provider than the one asked for, where that was forbidden; the engine's
+process died, or did not answer in time; the engine cannot open or run it; and not checkable here, which is neither
+a pass nor a failure; not checked, where only latency was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """How far one output may be from the reference, and how that number came about."""
+
+    output: str
+    rel_l2: float
+    why: str
+    """One sentence: the model of the error, with its numbers."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """The numbers it was made of: noise_floor, factor, cap, ..."""
+    overridden: bool = False
+    """Given by the user with --tolerance."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedNode:
+    """A node of the graph that the engine really runs, and the provider that runs it."""
+
+    provider: str
+    node: str
+    operator: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionAudit:
+    """What an ONNX file really is, read from the file. Shares are in [0, 1] and add up to 1.
+
+    Attributes:
+        declared: the precision it is named or listed as; empty where it carries none.
+        found: "fp32", "fp16" or "int8": that in which most of its MACs are done (weights, where MACs are unknown).
+        macs: share of multiply-accumulates by precision; empty where shapes are unknown.
+        num_macs: for one image, or None.
+        macs_unknown: why there are no MACs, or empty.
+        weights: share of the values of floating-point and integer weights by precision.
+        custom_operators: operators outside the ONNX domains, as "domain.Operator".
+        problem: why the file is not what it is declared as; empty where it is.
+    """
+
+    declared: str
+    found: str
+    macs: dict[str, float]
+    num_macs: int | None
+    macs_unknown: str
+    weights: dict[str, float]
+    opsets: dict[str, int]
+    ir_version: int
+    operators: dict[str, int]
+    custom_operators: tuple[str, ...]
+    external_data: tuple[str, ...]
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColdStart:
+    """From nothing to the first result in a fresh process, in ms."""
+
+    import_ms: float
+    """The engine's modules."""
+    open_ms: float
+    """Reading the file, optimising the graph, creating the session."""
+    first_run_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """What a process that starts for one image waits."""
+        return self.import_ms + self.open_ms + self.first_run_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """Of a process with this session alone, resident set, beyond what it had before the session was opened."""
+
+    opened_bytes: int
+    peak_bytes: int
+    """Opening and running at batch 1, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +185,10 @@ class Timing:
     """Latency of one call, host wall clock, device finished."""
 
     p50_ms: float
-    p95_ms: float
+    p90_ms: float | None = None
+    """None where the samples are too few to know it."""
+    p95_ms: float | None = None
+    p99_ms: float | None = None
     ci_low_ms: float
     """Bootstrap 95 % interval of the median."""
     ci_high_ms: float
@@ -111,8 +196,19 @@ class Timing:
     verdict: Literal["reference", "faster", "slower", "indistinguishable"]
     """Against the first row that was timed."""
     ratio: float
-    """Median of the first row over the median of this one: above 1 is faster."""
+    """Speed against the first row: median over rounds of the ratio of their medians; above 1 is faster."""
+    ratio_low: float = 1.0
+    """95 % interval of the ratio, by rounds of the interleaved run."""
+    ratio_high: float = 1.0
     samples_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageDecision:
+    """What an artifact says of one golden image: the first class and its softmax probability in [0, 1]."""
+
+    index: int
+    probability: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,15 +225,32 @@ class ParityRow:
     num_bytes: int = 0
     rel_l2: float | None = None
     limit: float | None = None
+    limits: tuple[Limit, ...] = ()
+    """Of each output; `limit` is that of the output nearest to its own."""
     max_abs: float | None = None
+    sqnr_db: float | None = None
+    """Signal to noise of all outputs together: -20 log10 of their relative L2."""
     top1_agreement: float | None = None
     top5_agreement: float | None = None
     num_images: int = 0
+    decisions: tuple[ImageDecision, ...] = ()
+    """Of a classifier, one a golden image, in their order."""
+    error_histogram: tuple[int, ...] = ()
+    """Counts of |error| / rms(reference) of all output values in decades: below 1e-9, 1e-9 to 1e-8, ..., above 1."""
     top1: float | None = None
     top5: float | None = None
     accuracy_images: int = 0
     placement: dict[str, int] = field(default_factory=dict)
     """Nodes on each provider after the engine's own optimisation, where the engine tells."""
+    nodes_elsewhere: tuple[PlacedNode, ...] = ()
+    """Nodes that are not on the provider that was asked for."""
+    num_copies: int | None = None
+    """Copies between devices that the engine inserted; None where it does not tell."""
+    tf32_rel_l2: float | None = None
+    """Distance to the reference with TF32 on, as in the speed run on CUDA; the verdict is with TF32 off."""
+    audit: PrecisionAudit | None = None
+    cold: ColdStart | None = None
+    memory: MemoryUse | None = None
     p50_ms: float | None = None
     p95_ms: float | None = None
     timing: Timing | None = None
@@ -149,9 +262,31 @@ class ParityRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Regression:
+    """One artifact on one runtime in a new bundle against the same in an old one."""
+
+    artifact: str
+    runtime: str
+    verdict: Literal["same", "better", "worse", "gone", "new"]
+    """worse: a check that held fails, or one of the figures below leaves its budget. gone: was in the old bundle."""
+    reason: str = ""
+    old_verdict: str = ""
+    new_verdict: str = ""
+    rel_l2: float | None = None
+    """New outputs against old outputs, on the new bundle's inputs."""
+    top1_agreement: float | None = None
+    old_bytes: int | None = None
+    new_bytes: int | None = None
+    latency: Literal["", "faster", "slower", "indistinguishable"] = ""
+    ratio: float | None = None
+    """Speed of the new one against the old one, interleaved: above 1, the new one is faster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """What `cspdeploy verify` found."""
 
+    schema_version: int = VERIFY_SCHEMA_VERSION
     verdict: Literal["pass", "fail", "not-checked"]
     first_break: str
     """The first rung of the ladder that broke, or empty."""
@@ -161,3 +296,32 @@ class VerifyReport:
     rows: tuple[ParityRow, ...]
     warnings: tuple[str, ...]
     environment: dict[str, str]
+    notes: tuple[str, ...] = ()
+    """What the reader may want to know of how it was judged; nothing is wrong with it."""
+    against: str = ""
+    """The old bundle of `regressions`, or empty."""
+    regressions: tuple[Regression, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How it was measured: latency settings, time limit, seeds, tolerances given by the user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerError:
+    """How far one tensor of an artifact is from its counterpart in the reference."""
+
+    node: str
+    operator: str
+    module: str
+    """Path of the torch module, such as "stages.0.blocks.1.conv2"; empty where the node carries none."""
+    rel_l2: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCurve:
+    """Error along a graph, in graph order, of those nodes that have a counterpart in the reference."""
+
+    artifact: str
+    runtime: str
+    against: str
+    layers: tuple[LayerError, ...]

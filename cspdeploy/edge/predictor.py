@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cspdeploy.core.bundle import check_hashes, read_manifest
-from cspdeploy.core.catalog import INPUT_NAME
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.metrics import softmax, top_k
 from cspdeploy.core.preprocess import ImageSource, preprocess
@@ -38,8 +37,9 @@ class Predictor:
         untrained: the weights have never seen data, and no answer means anything.
     """
 
-    def __init__(self, manifest: Manifest, session: Session, *, batch: int | None) -> None:
-        self._manifest, self._session, self._batch = manifest, session, batch
+    def __init__(self, manifest: Manifest, session: Session, *, input_name: str, batch: int | None) -> None:
+        self._manifest, self._session = manifest, session
+        self._input_name, self._batch = input_name, batch
         self.task = manifest.spec.task
         self.untrained = manifest.spec.provenance.untrained
         self.labels = manifest.labels
@@ -69,10 +69,11 @@ class Predictor:
         engine = require_runtime(runtime)
         if not engine.reads(format_=found.format, precision=found.precision):
             raise InputError(f"--runtime {runtime}: does not read '{artifact}'", fix="cspdeploy doctor")
-        batch = found.inputs[0].shape[0]
+        taken = found.inputs[0]
+        batch = taken.shape[0]
         outputs = tuple(value.name for value in found.outputs)
         session = engine.open(SessionRequest(path=folder / found.file, outputs=outputs))
-        return cls(manifest, session, batch=batch if isinstance(batch, int) else None)
+        return cls(manifest, session, input_name=taken.name, batch=batch if isinstance(batch, int) else None)
 
     def outputs(self, *images: ImageSource) -> dict[str, npt.NDArray[np.float32]]:
         """All outputs by name, `[N, ...]` each, for paths, bytes of files, or arrays `[H, W(, 3)]` uint8 RGB."""
@@ -82,7 +83,7 @@ class Predictor:
         for start in range(0, len(x_NCHW), step):
             part = x_NCHW[start : start + step]
             filled = np.concatenate([part, np.repeat(part[-1:], step - len(part), axis=0)])
-            outputs = self._session.run({INPUT_NAME: filled})
+            outputs = self._session.run({self._input_name: filled})
             parts.append({name: array[: len(part)] for name, array in outputs.items()})
         return {
             name: np.concatenate([part[name] for part in parts]).astype(np.float32, copy=False) for name in parts[0]

@@ -8,21 +8,55 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from cspdeploy.core.catalog import MAX_IR_VERSION
 
-__all__ = ["captured_names", "split_expansion_convolutions", "subgraphs_of", "write_model"]
+__all__ = [
+    "captured_names",
+    "count_operators",
+    "split_expansion_convolutions",
+    "subgraphs_of",
+    "without_weights",
+    "write_model",
+]
 
 # Elementwise, without a parameter of the channel: they commute with a split along channels.
 _ELEMENTWISE = frozenset({"LeakyRelu", "Relu", "Sigmoid", "Tanh", "Mish", "Clip", "HardSwish", "Elu", "Softplus"})
 _CHANNEL_AXIS = 1
+LARGE_BYTES = 1024
+"""Weights below it may be shapes, axes or scales, whose values type inference reads."""
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> None:
     """Serialise in canonical order; the same model gives the same bytes."""
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def count_operators(graph: onnx.GraphProto) -> dict[str, int]:
+    """How many nodes of each operator the graph has, most frequent first; those of subgraphs are not counted."""
+    counts = Counter(node.op_type for node in graph.node)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large initializers as inputs of their type: what type inference needs, without 100 MB."""
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph = light.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    given = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() < LARGE_BYTES:  # shapes, axes, scales: inference reads their values
+            graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return light
 
 
 def split_expansion_convolutions(source: Path, target: Path) -> int:
@@ -59,7 +93,7 @@ def split_expansion_convolutions(source: Path, target: Path) -> int:
         nodes += new_nodes.get(node.output[0], [] if node.output[0] in gone else [node])
     del graph.node[:]
     graph.node.extend(nodes)
-    _drop_unused_initializers(graph)
+    _drop_unused(graph)
     write_model(model, target)
     return len(new_nodes)
 
@@ -97,6 +131,7 @@ def _expand(
     conv, activations = chain[-1], chain[-2::-1]
     arrays = [numpy_helper.to_array(weights[name]) for name in conv.input[1:]]
     sizes = _split_sizes(split, weights, arrays[0].shape[0])
+    known = {value.name: value.type for value in graph.value_info}
     nodes = []
     start = 0
     for part, (size, output) in enumerate(zip(sizes, split.output, strict=True)):
@@ -114,17 +149,26 @@ def _expand(
             )  # fmt: skip
             inputs = [node.output[0]]
             nodes.append(node)
+            if not last and old.output[0] in known:  # the same map with fewer channels
+                value = onnx.ValueInfoProto(name=node.output[0], type=known[old.output[0]])
+                if value.type.tensor_type.HasField("shape"):
+                    value.type.tensor_type.shape.dim[_CHANNEL_AXIS].dim_value = size
+                graph.value_info.append(value)
     return nodes
 
 
 def _split_sizes(split: onnx.NodeProto, weights: dict[str, onnx.TensorProto], num_channels: int) -> list[int]:
     if len(split.input) > 1:
         return [int(size) for size in numpy_helper.to_array(weights[split.input[1]])]
+    given = next((list(attribute.ints) for attribute in split.attribute if attribute.name == "split"), None)
+    if given:  # up to opset 12
+        return given
     share = -(-num_channels // len(split.output))  # equal parts, the last one may be smaller
     return [min(share, num_channels - i * share) for i in range(len(split.output))]
 
 
-def _drop_unused_initializers(graph: onnx.GraphProto) -> None:
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Weights that no node takes, and what is known of tensors that no node makes."""
     used = {name for node in graph.node for name in (*node.input, *captured_names(node))}
     used |= {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from cspdeploy.core.catalog import FP32_FLOOR, FP32_NOISE_FACTOR
+from cspdeploy.core.child import child_command, child_environment
 from cspdeploy.core.metrics import relative_l2
-from cspdeploy.core.onnx_file import count_nodes
+from cspdeploy.core.onnx_graph import read_onnx
 from cspdeploy.core.types import StepRecord
 from cspdeploy.runtimes.ort import OrtSession, open_cpu_session
 
@@ -32,7 +33,7 @@ LIMIT = 10 * FP32_NOISE_FACTOR * FP32_FLOOR
 NUM_COMPARED = 4
 """Real images that are compared; a wrong fold shows on the first."""
 
-_CHILD = [sys.executable, "-m", "cspdeploy.export.simplify_child"]
+_CHILD = child_command("cspdeploy.export.simplify_child")
 
 
 class SimplifyJob:
@@ -53,8 +54,13 @@ class SimplifyJob:
         if reason:
             shutil.copyfile(self._source, self._target)
             return StepRecord(name="simplify", outcome="kept", detail=f"unsimplified graph kept: {reason}")
-        facts = {"nodes_before": count_nodes(self._source), "nodes_after": count_nodes(self._target), "limit": LIMIT}
-        detail = f"{facts['nodes_before']} -> {facts['nodes_after']} nodes, equal on real and random inputs"
+        before, after = _operators(self._source), _operators(self._target)
+        num_before, num_after = sum(before.values()), sum(after.values())
+        facts = {
+            "nodes_before": num_before, "nodes_after": num_after, "limit": LIMIT, "operators_before": before,
+            "operators_after": after,
+        }  # fmt: skip
+        detail = f"{num_before} -> {num_after} nodes, equal on real and random inputs"
         return StepRecord(name="simplify", outcome="done", detail=detail, facts=facts)
 
     def stop(self) -> None:
@@ -97,9 +103,15 @@ def start_simplify(source: Path, target: Path, *, time_limit_s: float = TIME_LIM
     """Start simplifying `source` into `target` in a child process."""
     process = subprocess.Popen(
         [*_CHILD, str(source), str(target)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, text=True, env=child_environment(),
     )  # fmt: skip
     return SimplifyJob(process, source, target, time_limit_s)
+
+
+def _operators(path: Path) -> dict[str, int]:
+    """As `cspdeploy.export.rewrite.count_operators`, without reading the weights."""
+    counts = Counter(node.operator for node in read_onnx(path).graph.nodes)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _difference(before: OrtSession, after: OrtSession, x_NCHW: npt.NDArray[np.float32]) -> str:

@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cspdeploy.core.contracts import IMAGENET_MEAN, IMAGENET_STD
 from cspdeploy.core.spec import Preprocess
 
 __all__ = ["CHECKPOINTS", "NUM_VALIDATION_IMAGES", "PUBLISHED_DATASET", "Checkpoint", "published_for"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 PUBLISHED_DATASET = "ImageNet-1k validation"
 NUM_VALIDATION_IMAGES = 50_000

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cspdeploy.core.contracts import CONTRACTS, IMAGENET_MEAN, IMAGENET_STD
 from cspdeploy.core.spec import Preprocess
-from cspdeploy.nets.checkpoints import IMAGENET_MEAN, IMAGENET_STD, published_for
+from cspdeploy.nets.checkpoints import published_for
 from cspdeploy.nets.cspnet import CspNetConfig
 from cspdeploy.nets.densenet import DenseNetConfig
 from cspdeploy.nets.resnet import ResNetConfig
@@ -64,10 +65,7 @@ def imagenet_contract(
 
 def darknet_contract(size_px: int = 256) -> Preprocess:
     """Darknet's classifiers: RGB in [0, 1], shorter side to the input size, centre crop; no mean, no deviation."""
-    return Preprocess(
-        height_px=size_px, width_px=size_px, resize="crop", crop_pct=1.0, interpolation="bilinear",
-        channel_order="rgb", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),
-    )  # fmt: skip
+    return CONTRACTS["darknet"].with_size(size_px, size_px)
 
 
 def imagenet_network(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from cspdeploy.check.latency import LatencySettings, measure_latency, noise_warning
-from cspdeploy.check.stats import ratio_interval
+from cspdeploy.check.machine import MachineWatch
 from cspdeploy.core.catalog import EAGER, INPUT_NAME
 from cspdeploy.core.datasets import FASHION_MNIST, FASHION_MNIST_FOLDER, open_dataset
 from cspdeploy.core.env import num_usable_cpus, package_version
@@ -42,7 +42,8 @@ class LatencyRow:
 
     Attributes:
         engine: its name, version, device and threads.
-        ratio_low: with `ratio_high` the bootstrap 95 % interval of the ratio of the medians.
+        ratio: the median over the rounds of the interleaved run; near that of the medians, free of the machine's drift.
+        ratio_low: with `ratio_high` its bootstrap 95 % interval.
         verdict: of B. "not-measured" for the reason in `reason`.
     """
 
@@ -182,9 +183,10 @@ def time_pair(
         pair = _Pair(a, b, runtime, kind, asked=bool(runtimes))
         for batch in batches:
             progress(f"{kind} on {runtime.name}, batch {batch}", i, len(jobs))
+            watch = MachineWatch()
             row = pair.measure(batch, settings)
             rows.append(row)
-            if row.a and row.b and (warning := noise_warning({"A": row.a, "B": row.b})):
+            if row.a and row.b and (warning := noise_warning({"A": row.a, "B": row.b}, watch.findings())):
                 warnings.append(f"{kind} on {runtime.name}, batch {batch}: {warning}")
     return rows, warnings
 
@@ -264,9 +266,8 @@ class _Pair:
 def judge_pair(row: LatencyRow, a: Timing, b: Timing) -> LatencyRow:
     """The row with both timings. `b.verdict` and `b.ratio` are against A, as speed; the row's ratios are of times."""
     verdict = "indistinguishable" if b.verdict == "reference" else b.verdict
-    speed_low, speed_high = ratio_interval(a.samples_ms, b.samples_ms)
     return dataclasses.replace(
-        row, verdict=verdict, ratio=b.p50_ms / a.p50_ms, ratio_low=1 / speed_high, ratio_high=1 / speed_low, a=a, b=b
+        row, verdict=verdict, ratio=1 / b.ratio, ratio_low=1 / b.ratio_high, ratio_high=1 / b.ratio_low, a=a, b=b
     )
 
 

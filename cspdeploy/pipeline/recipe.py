@@ -1,4 +1,4 @@
-"""`export`: network -> TorchScript, ONNX -> simplified -> rewritten -> FP16, then the bundle around them."""
+"""`export`: a model -> TorchScript, ONNX -> simplified -> rewritten -> FP16, then the bundle around them."""
 
 from __future__ import annotations
 
@@ -10,35 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from cspdeploy.check.latency import LatencySettings, measure_latency
+from cspdeploy.check.subject import ONNX_FAMILY
 from cspdeploy.core.bundle import BUNDLE, disk_errors, file_record, staged_folder, write_manifest
-from cspdeploy.core.catalog import (
-    ARTIFACT_KINDS,
-    DEFAULT_OPSET,
-    INPUT_NAME,
-    MAX_OPSET,
-    MIN_OPSET,
-    artifact_file,
-)  # fmt: skip
+from cspdeploy.core.catalog import ARTIFACT_KINDS, DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, artifact_file
 from cspdeploy.core.env import tool_versions
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import GOLDEN_FILE, Golden, num_golden_images, write_golden
-from cspdeploy.core.metrics import relative_l2
 from cspdeploy.core.model_folder import LABELS_FILE, write_text
-from cspdeploy.core.spec import ModelSpec
+from cspdeploy.core.targets import Target, find_target
 from cspdeploy.core.types import Artifact, Manifest, StepRecord, TensorInfo
-from cspdeploy.export.fp16 import convert_fp16
-from cspdeploy.export.onnx import export_onnx
-from cspdeploy.export.reference import compute_reference
-from cspdeploy.export.rewrite import split_expansion_convolutions
-from cspdeploy.export.simplify import LIMIT, start_simplify
-from cspdeploy.export.torchscript import export_torchscript
-from cspdeploy.nets.exported import FEATURE_STRIDES
+from cspdeploy.export.simplify import start_simplify
+from cspdeploy.pipeline.foreign import OnnxOrigin, is_onnx
+from cspdeploy.pipeline.graph_steps import cap_ir_version, half_step, rewrite_step
 from cspdeploy.pipeline.images import prepare
-from cspdeploy.pipeline.source import Source, resolve_source
-from cspdeploy.runtimes.ort import open_cpu_session
+from cspdeploy.pipeline.origin import Origin, TorchOrigin
+from cspdeploy.pipeline.source import resolve_source
+from cspdeploy.pipeline.target import fit_options, require_accepted
 
 __all__ = ["ExportReport", "ExportRequest", "export_bundle"]
 
@@ -56,20 +44,36 @@ class ExportRequest:
     calibration: Path | None = None
     names: Path | None = None
     size_px: tuple[int, int] | None = None
+    preprocess: str | None = None
+    """Contract of an ONNX file's images: a name of `cspdeploy.core.contracts`, or a JSON file."""
     features: bool = False
     strides: tuple[int, ...] = ()
     """Of the feature maps; empty: the usual ones. Only with `features`."""
     fp16: bool = False
-    opset: int = DEFAULT_OPSET
+    opset: int | None = None
+    """None: the default, an ONNX file's own, or the highest that the target takes."""
     dynamic_batch: bool = False
+    target: str | None = None
+    """A runtime that the files must be fit for: a name of `cspdeploy.core.targets`."""
 
     def __post_init__(self) -> None:
-        if not MIN_OPSET <= self.opset <= MAX_OPSET:
+        if self.opset is not None and self.target is None and not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise InputError(
                 f"--opset {self.opset}: expected {MIN_OPSET} to {MAX_OPSET}", fix=f"--opset {DEFAULT_OPSET}"
             )
         if self.strides and not self.features:
             raise InputError("--strides: are of feature maps", fix="add --features")
+        if not is_onnx(self.model):
+            if self.preprocess is not None:
+                raise InputError(
+                    f"--preprocess {self.preprocess}: is for ONNX files; '{self.model}' has its own contract",
+                    fix="leave it out",
+                )
+            return
+        given = {"--weights": self.weights, "--features": self.features or None}
+        for option in (name for name, value in given.items() if value is not None):
+            raise InputError(f"{option}: is of networks that are built here, {self.model} is one already",
+                             fix=f"leave out {option}")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,42 +88,62 @@ def export_bundle(request: ExportRequest, *, progress: Progress = lambda what, d
     """Export one model into `<output>/<model>/`, whole or not at all.
 
     Raises:
-        InputError: the request does not fit together, or the bundle cannot be written.
+        InputError: the request does not fit together, the target would not take the files, or the bundle cannot be
+            written.
     """
     progress("loading weights", 0, 6)
+    target = find_target(request.target) if request.target else None
+    origin = _find_origin(request, target)
+    folder = request.output / origin.spec.name
+    with disk_errors(folder, kind=BUNDLE), staged_folder(folder) as staging:
+        manifest = _Export(request, origin, target, staging, progress).write()
+    return ExportReport(folder=str(folder), manifest=manifest)
+
+
+def _find_origin(request: ExportRequest, target: Target | None) -> Origin:
+    opset = fit_options(target, opset=request.opset, dynamic_batch=request.dynamic_batch)
+    operators = target.decompose if target else frozenset[str]()
+    if is_onnx(request.model):
+        return OnnxOrigin(
+            Path(request.model), preprocess=request.preprocess, images=request.calibration, names=request.names,
+            size_px=request.size_px, opset=request.opset, max_opset=target.max_opset if target else None,
+            operators=operators, dynamic_batch=request.dynamic_batch,
+        )  # fmt: skip
     source = resolve_source(
         request.model, models=request.models, weights=request.weights, names=request.names,
         images=request.calibration, size_px=request.size_px, strides=request.strides if request.features else None,
     )  # fmt: skip
-    folder = request.output / source.spec.name
-    with disk_errors(folder, kind=BUNDLE), staged_folder(folder) as staging:
-        manifest = _Export(request, source, staging, progress).write()
-    return ExportReport(folder=str(folder), manifest=manifest)
+    return TorchOrigin(source, opset=opset, operators=operators)
 
 
 class _Export:
     """One export in its staging folder."""
 
-    def __init__(self, request: ExportRequest, source: Source, staging: Path, progress: Progress) -> None:
-        self._request, self._source, self._staging, self._progress = request, source, staging, progress
-        self._spec = source.spec
-        self._output_shapes = _output_shapes(source.model, self._spec)
+    def __init__(
+        self, request: ExportRequest, origin: Origin, target: Target | None, staging: Path, progress: Progress
+    ) -> None:
+        self._request, self._origin, self._target = request, origin, target
+        self._staging, self._progress = staging, progress
+        self._spec = origin.spec
         num = num_golden_images(
             self._spec.preprocess.height_px, self._spec.preprocess.width_px,
-            num_output_values=sum(math.prod(shape) for shape in self._output_shapes.values()),
+            num_output_values=sum(math.prod(shape) for shape in origin.output_shapes.values()),
         )  # fmt: skip
         # Golden and probe images are different ones where there are enough: every second one.
-        picks = np.unique(np.linspace(0, len(source.images) - 1, 2 * num).astype(np.int64))
-        self._golden_images = source.images[picks[::2]]
+        picks = np.unique(np.linspace(0, len(origin.images) - 1, 2 * num).astype(np.int64))
+        self._golden_images = origin.images[picks[::2]]
         self._x_golden = prepare(self._golden_images, self._spec)
-        self._x_probe = prepare(source.images[picks[1::2]], self._spec) if len(picks) > 1 else self._x_golden
+        self._x_probe = prepare(origin.images[picks[1::2]], self._spec) if len(picks) > 1 else self._x_golden
 
     def write(self) -> Manifest:
         artifacts = self._artifacts()
-        write_text(self._staging / LABELS_FILE, "\n".join(self._source.labels) + "\n")
-        files = tuple(file_record(self._staging / name) for name in (GOLDEN_FILE, LABELS_FILE))
+        if self._target is not None:
+            files = (self._staging / artifact.file for artifact in artifacts if artifact.format == "onnx")
+            require_accepted(files, self._target)
+        write_text(self._staging / LABELS_FILE, "\n".join(self._origin.labels) + "\n")
+        records = tuple(file_record(self._staging / name) for name in (GOLDEN_FILE, LABELS_FILE))
         manifest = Manifest(
-            spec=self._spec, labels=self._source.labels, artifacts=tuple(artifacts), files=files,
+            spec=self._spec, labels=self._origin.labels, artifacts=tuple(artifacts), files=records,
             options=self._options(), tools=tool_versions(),
         )  # fmt: skip
         write_manifest(self._staging, manifest)
@@ -129,10 +153,11 @@ class _Export:
         request = self._request
         size = [self._spec.preprocess.height_px, self._spec.preprocess.width_px]
         return {
-            "model": request.model, "weights": self._source.weights, "images": self._source.images_origin,
+            "model": request.model, "weights": self._origin.weights, "images": self._origin.images_origin,
             "features": request.features, "strides": list(request.strides),
-            "labels": self._source.labels_origin, "size_px": size, "fp16": request.fp16,
-            "opset": request.opset, "dynamic_batch": request.dynamic_batch,
+            "labels": self._origin.labels_origin, "size_px": size, "fp16": request.fp16,
+            "opset": self._origin.opset, "dynamic_batch": request.dynamic_batch, "preprocess": request.preprocess,
+            "target": self._target.name if self._target else None,
         }  # fmt: skip
 
     def _artifacts(self) -> list[Artifact]:
@@ -140,58 +165,48 @@ class _Export:
         work = self._staging / "work"
         work.mkdir()
         raw, simplified, rewritten = (work / f"{name}.onnx" for name in ("raw", "simplified", "rewritten"))
-        model, example = self._source.model, torch.from_numpy(self._x_golden[:1])
         self._progress("ONNX", 1, 6)
-        exported = export_onnx(
-            model, example, raw, names=self._spec.outputs, opset=self._request.opset,
-            dynamic_batch=self._request.dynamic_batch,
-        )  # fmt: skip
+        steps = self._origin.write_onnx(raw, self._x_golden, dynamic_batch=self._request.dynamic_batch)
         job = start_simplify(raw, simplified)
         try:
-            self._progress("TorchScript, while onnxsim runs", 2, 6)
-            script = self._path("torchscript")
-            traced = export_torchscript(model, example, script)
+            self._progress("TorchScript and onnxsim" if self._source_is_torch() else "onnxsim", 2, 6)
+            traced = self._origin.write_torchscript(self._path("torchscript"), self._x_golden)
             self._progress("reference outputs in FP64", 3, 6)
             self._write_golden()
             self._progress("simplifying", 4, 6)
-            steps: tuple[StepRecord, ...] = (exported, job.finish(self._x_golden, batch=1))
+            steps += (job.finish(self._x_golden, batch=1),)
         finally:
             job.stop()
-        steps += self._rewrite(simplified, rewritten)
+        steps += rewrite_step(simplified, rewritten, self._x_golden, input_name=self._origin.input_name)
         shutil.move(rewritten if rewritten.is_file() else simplified, self._path("onnx"))
-        artifacts = [self._artifact("torchscript", (traced,)), self._artifact("onnx", steps)]
-        if self._request.fp16:
-            self._progress("FP16", 5, 6)
-            converted = convert_fp16(self._path("onnx"), self._path("onnx-fp16"), self._x_probe, batch=1)
-            artifacts.append(self._artifact("onnx-fp16", (*steps, converted)))
+        if self._target is not None and self._target.max_ir is not None:
+            cap_ir_version(self._path("onnx"), self._target.max_ir)
+        converted = self._convert_fp16()
         shutil.rmtree(work)
+        refused = (converted,) if converted is not None and converted.outcome == "kept" else ()
+        artifacts = [self._artifact("torchscript", (traced,))] if traced is not None else []
+        artifacts.append(self._artifact("onnx", (*steps, *refused)))
+        if converted is not None and not refused:
+            artifacts.append(self._artifact("onnx-fp16", (*steps, converted)))
         return artifacts
 
+    def _convert_fp16(self) -> StepRecord | None:
+        """None where it is not asked for."""
+        if not self._request.fp16:
+            return None
+        self._progress("FP16", 5, 6)
+        paths = self._path("onnx"), self._path("onnx-fp16")
+        return half_step(*paths, self._x_probe, trusted=self._source_is_torch())
+
+    def _source_is_torch(self) -> bool:
+        return self._spec.network.family != ONNX_FAMILY
+
     def _write_golden(self) -> None:
-        outputs_fp64, outputs_fp32 = compute_reference(self._source.model, self._x_golden, names=self._spec.outputs)
+        outputs_fp64, outputs_fp32 = self._origin.reference(self._x_golden)
         golden = Golden(
             images=self._golden_images, x_NCHW=self._x_golden, outputs_fp64=outputs_fp64, outputs_fp32=outputs_fp32
         )
         write_golden(self._staging / GOLDEN_FILE, golden)
-
-    def _rewrite(self, source: Path, target: Path) -> tuple[StepRecord, ...]:
-        """Split the expansion convolutions, unless that is not exact or measures slower here."""
-        num_rewritten = split_expansion_convolutions(source, target)
-        if not num_rewritten:
-            return ()
-        feeds = {INPUT_NAME: self._x_golden[:1]}
-        before, after = open_cpu_session(source), open_cpu_session(target)
-        expected, got = before.run(feeds), after.run(feeds)
-        difference = max(relative_l2(got[name], expected[name]) for name in expected)  # type: ignore[arg-type]
-        settings = LatencySettings(min_runs=15, min_seconds=0.1, warmup_seconds=0.05)
-        timings = measure_latency({"before": before.bind(feeds), "after": after.bind(feeds)}, settings)
-        facts = {"convolutions": num_rewritten, "limit": LIMIT}
-        if not difference <= LIMIT or timings["after"].verdict == "slower":
-            target.unlink()
-            why = "outputs differ" if not difference <= LIMIT else "measured slower on this machine"
-            return (StepRecord(name="split-expansion", outcome="kept", detail=f"not rewritten: {why}", facts=facts),)
-        detail = f"{num_rewritten} expansion convolutions in two, so that no Split is left; outputs equal"
-        return (StepRecord(name="split-expansion", outcome="done", detail=detail, facts=facts),)
 
     def _path(self, kind: str) -> Path:
         return self._staging / artifact_file(self._spec.name, kind)
@@ -200,36 +215,16 @@ class _Export:
         described, record = ARTIFACT_KINDS[kind], file_record(self._path(kind))
         # TorchScript leaves the batch free whatever it was traced with.
         batch: int | str = "N" if self._request.dynamic_batch or described.format == "torchscript" else 1
+        contract = self._spec.preprocess
+        taken = TensorInfo(
+            name=self._origin.input_name, dtype="float32", shape=(batch, 3, contract.height_px, contract.width_px)
+        )
         return Artifact(
             kind=kind, file=record.file, format=described.format, precision=described.precision, sha256=record.sha256,
-            num_bytes=record.num_bytes, inputs=(_input_info(self._spec, batch),),
+            num_bytes=record.num_bytes, inputs=(taken,),
             outputs=tuple(
                 TensorInfo(name=name, dtype="float32", shape=(batch, *shape))
-                for name, shape in self._output_shapes.items()
+                for name, shape in self._origin.output_shapes.items()
             ),
-            opset=self._request.opset if described.format == "onnx" else None, steps=steps,
+            opset=self._origin.opset if described.format == "onnx" else None, steps=steps,
         )  # fmt: skip
-
-
-@torch.inference_mode()
-def _output_shapes(model: torch.nn.Module, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes of the outputs without their batch, by one run on an empty picture.
-
-    Raises:
-        InputError: the network does not run at that size.
-    """
-    size_px = (spec.preprocess.height_px, spec.preprocess.width_px)
-    try:
-        outputs = model(torch.zeros(1, 3, *size_px))
-    except RuntimeError as error:  # maps that became empty, or that should meet and do not
-        raise InputError(
-            f"model '{spec.name}': does not run at {size_px[0]}x{size_px[1]} px ({str(error).splitlines()[0][:120]})",
-            fix=f"--size with a multiple of {max(FEATURE_STRIDES)} px a side",
-        ) from error
-    values = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
-    return {name: tuple(value.shape[1:]) for name, value in zip(spec.outputs, values, strict=True)}
-
-
-def _input_info(spec: ModelSpec, batch: int | str) -> TensorInfo:
-    shape = (batch, 3, spec.preprocess.height_px, spec.preprocess.width_px)
-    return TensorInfo(name=INPUT_NAME, dtype="float32", shape=shape)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cspdeploy.check.subject import ONNX_FAMILY
 from cspdeploy.core.bundle import MANIFEST_FILE, check_hashes, read_manifest
 from cspdeploy.core.codec import from_json
 from cspdeploy.core.errors import InputError, did_you_mean
@@ -58,6 +59,11 @@ def find_side(given: str, *, models: Path) -> Side:
     if (Path(given) / MANIFEST_FILE).is_file():
         manifest = read_manifest(Path(given))
         check_hashes(Path(given), manifest)
+        if manifest.spec.network.family == ONNX_FAMILY:
+            raise InputError(
+                f"'{given}': was made from an ONNX file, of which no network can be built",
+                fix=f"cspdeploy bench {given} and the other one",
+            )
         return Side(given=given, kind="bundle", spec=manifest.spec, folder=Path(given), manifest=manifest)
     for folder in (Path(given), models / given):
         if (folder / SPEC_FILE).is_file():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.util
 import pkgutil
+import re
+from importlib.abc import InspectLoader
 
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
 from cspdeploy.runtimes.base import Runtime
 
-__all__ = ["all_runtimes", "available_runtimes", "require_runtime"]
+__all__ = ["all_runtimes", "require_runtime"]
 
 
 @functools.cache
@@ -18,16 +21,21 @@ def all_runtimes() -> dict[str, Runtime]:
     """Every runtime of this folder by name, whether or not it can be used here. Loads no engine."""
     found: dict[str, Runtime] = {}
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
-        for runtime in getattr(importlib.import_module(f"{__name__}.{module.name}"), "RUNTIMES", ()):
+        name = f"{__name__}.{module.name}"
+        if not _defines_runtimes(name):
+            continue
+        for runtime in importlib.import_module(name).RUNTIMES:
             if runtime.name in found:
                 raise ValueError(f"runtime '{runtime.name}' is defined twice")
             found[runtime.name] = runtime
     return dict(sorted(found.items(), key=lambda item: item[1].device != "cpu"))
 
 
-def available_runtimes() -> list[Runtime]:
-    """Those that can be used here."""
-    return [runtime for runtime in all_runtimes().values() if runtime.missing() is None]
+def _defines_runtimes(name: str) -> bool:
+    """Told from the source: what lies beside the runtimes and is none may import its engine at its top."""
+    spec = importlib.util.find_spec(name)
+    source = spec.loader.get_source(name) if spec and isinstance(spec.loader, InspectLoader) else None
+    return source is not None and re.search(r"^RUNTIMES\b", source, re.MULTILINE) is not None
 
 
 def require_runtime(name: str) -> Runtime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from cspdeploy.core.catalog import EAGER
@@ -18,7 +19,9 @@ def _open(device: str, request: SessionRequest) -> TorchSession:
     if request.spec is None:
         raise InputError(f"{request.path}: the eager network needs its spec.json beside the weights")
     model = load_exported(request.spec, request.path)
-    return TorchSession(model.eval().to(device), device=device, outputs=request.spec.outputs)
+    return TorchSession(
+        model.eval().to(device), device=device, request=dataclasses.replace(request, outputs=request.spec.outputs)
+    )
 
 
 RUNTIMES = tuple(
@@ -26,6 +29,7 @@ RUNTIMES = tuple(
         name=f"torch-{device}", device=device, formats=frozenset({EAGER}), precisions=frozenset({"fp32"}), timed=True,
         notes={}, missing=functools.partial(missing_torch, device),
         probe=functools.partial(probe_torch, device), open=functools.partial(_open, device),
+        modules=("torch", "cspdeploy.nets.exported"),
     )
     for device in ("cpu", "cuda")
 )  # fmt: skip

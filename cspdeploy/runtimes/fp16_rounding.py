@@ -29,7 +29,7 @@ __all__ = ["RUNTIMES", "round_every_node"]
 def round_every_node(model_bytes: bytes) -> bytes:
     """An ONNX model with FP16 tensors, as a float32 model that rounds to FP16 after every node.
 
-    Nodes that are float32 in the FP16 graph stay as they are.
+    Nodes that are float32 in the FP16 graph stay as they are, and so do the types of the inputs and outputs.
 
     Raises:
         ValueError: not an ONNX model.
@@ -43,7 +43,8 @@ def round_every_node(model_bytes: bytes) -> bytes:
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
-    nodes = []
+    half_inputs, half_outputs = _widen_interface(graph, half)
+    nodes = [_cast(name, f"{name}/wide", TensorProto.FLOAT) for name in half_inputs]
     for node in graph.node:
         if node.op_type == "Constant":
             _widen_constant(node)
@@ -59,10 +60,8 @@ def round_every_node(model_bytes: bytes) -> bytes:
             nodes += _rounded(f"{name}/exact", name)
     del graph.node[:]
     graph.node.extend(nodes)
+    graph.node.extend(_cast(f"{name}/wide", name, TensorProto.FLOAT16) for name in half_outputs)
     del graph.value_info[:]
-    for value in (*graph.input, *graph.output):
-        if value.name in half:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
     return bytes(model.SerializeToString())
 
 
@@ -76,6 +75,26 @@ def _half_tensors(model: onnx.ModelProto) -> set[str]:
     return half | {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
 
 
+def _widen_interface(graph: onnx.GraphProto, half: set[str]) -> tuple[list[str], list[str]]:
+    """Let the nodes read and write `NAME/wide` in place of the FP16 inputs and outputs, whose names are returned."""
+    from onnx import TensorProto
+
+    weights = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        if value.name in half & weights:  # as old files list them
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    inputs = [value.name for value in graph.input if value.name in half - weights]
+    outputs = [value.name for value in graph.output if value.name in half]
+    wide = {name: f"{name}/wide" for name in (*inputs, *outputs)}
+    half.update(wide.values())
+    for node in graph.node:
+        for names in (node.input, node.output):
+            renamed = [wide.get(name, name) for name in names]
+            del names[:]
+            names.extend(renamed)
+    return inputs, outputs
+
+
 def _widen_constant(node: onnx.NodeProto) -> None:
     """Turn an FP16 Constant node into float32 with the same values."""
     from onnx import TensorProto, numpy_helper
@@ -87,12 +106,18 @@ def _widen_constant(node: onnx.NodeProto) -> None:
 
 def _rounded(before: str, after: str) -> list[onnx.NodeProto]:
     """Nodes for before -> float16 -> float32 after."""
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     return [
-        helper.make_node("Cast", [before], [f"{after}/half"], name=f"{after}/round", to=TensorProto.FLOAT16),
-        helper.make_node("Cast", [f"{after}/half"], [after], name=f"{after}/widen", to=TensorProto.FLOAT),
+        _cast(before, f"{after}/half", TensorProto.FLOAT16),
+        _cast(f"{after}/half", after, TensorProto.FLOAT),
     ]
+
+
+def _cast(before: str, after: str, to: int) -> onnx.NodeProto:
+    from onnx import helper
+
+    return helper.make_node("Cast", [before], [after], name=f"{after}/cast", to=to)
 
 
 def _read_whole(path: Path) -> bytes:
@@ -105,7 +130,8 @@ def _read_whole(path: Path) -> bytes:
 def _open(request: SessionRequest) -> OrtSession:
     check_external_data(request.path)
     try:
-        return OrtSession(round_every_node(_read_whole(request.path)), provider=CPU, optimise=False)
+        return OrtSession(round_every_node(_read_whole(request.path)), provider=CPU, optimise=False,
+                          num_threads=request.num_threads)  # fmt: skip
     except InputError:
         raise
     except Exception as error:  # protobuf's and ONNX Runtime's exceptions share no base class but this one
@@ -137,6 +163,6 @@ RUNTIMES = (
     Runtime(
         name="fp16-rounding", device="cpu", formats=frozenset({"onnx"}), precisions=frozenset({"fp16"}), timed=False,
         notes={"fp16": "every node's result rounded to FP16, sums inside a node in FP32"}, missing=_missing,
-        probe=_probe, open=_open,
+        probe=_probe, open=_open, modules=("onnxruntime", "onnx"),
     ),
 )  # fmt: skip

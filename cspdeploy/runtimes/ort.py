@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +14,29 @@ import numpy as np
 
 from cspdeploy.core.errors import CspDeployError, InputError, RuntimeUnavailableError
 from cspdeploy.core.onnx_file import check_external_data
-from cspdeploy.runtimes.base import Feeds, Outputs, Runtime, SessionRequest
+from cspdeploy.core.onnx_graph import read_onnx, walk_nodes
+from cspdeploy.core.types import PlacedNode
+from cspdeploy.runtimes.base import Feeds, Outputs, ProfiledNode, Runtime, SessionRequest
+from cspdeploy.runtimes.ort_profile import read_profile
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["RUNTIMES", "OrtSession", "open_cpu_session"]
+__all__ = ["RUNTIMES", "OrtSession", "find_copies", "open_cpu_session"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 # TF32 keeps 10 bits of mantissa and passes as float32; the verdict is on true float32. HEURISTIC chooses the same
 # cuDNN algorithm in every session, where EXHAUSTIVE measures and so may not.
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+_DTYPES = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(bool)": np.bool_,
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,
+}  # fmt: skip
+
+MAX_REASON = 240
+"""Characters of the engine's own message that an error shows."""
 
 _CPU_NOTES = {"fp16": "computed in FP32 on the CPU: says nothing of FP16 arithmetic, see the row of fp16-rounding"}
 
@@ -37,32 +49,78 @@ _PROBE_MODEL = bytes.fromhex(
 
 
 class OrtSession:
-    """A session whose provider has been checked after opening, not before."""
+    """A session whose provider has been checked after opening, not before.
 
-    def __init__(self, model: Path | bytes, *, provider: str, optimise: bool = True) -> None:
+    Args:
+        model: a file, or a model in memory.
+        optimise, tf32, num_threads, profile, cuda_graph: as in `SessionRequest`.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        provider: str,
+        optimise: bool = True,
+        tf32: bool = False,
+        num_threads: int = 0,
+        profile: Path | None = None,
+        cuda_graph: bool = False,
+    ) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if not optimise:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        providers: list[Any] = [CPU] if provider == CPU else [(provider, CUDA_OPTIONS), CPU]
-        source = model if isinstance(model, bytes) else str(model)
-        self._session = onnxruntime.InferenceSession(source, options, providers=providers)
+        if cuda_graph and provider != CUDA:
+            raise InputError(f"a CUDA graph was asked for on {provider}", fix="--runtime ort-cuda")
+        options = _session_options(optimise=optimise, num_threads=num_threads, profile=profile)
+        cuda = CUDA_OPTIONS | {"use_tf32": str(int(tf32)), "enable_cuda_graph": str(int(cuda_graph))}
+        self._providers: list[Any] = [CPU] if provider == CPU else [(provider, cuda), CPU]
+        self._source = model if isinstance(model, bytes) else str(model)
+        self._session = onnxruntime.InferenceSession(self._source, options, providers=self._providers)
         taken = self._session.get_providers()
         if provider not in taken:
             raise RuntimeUnavailableError(
                 f"asked for {provider}, the session runs on {', '.join(taken)}", fix="cspdeploy doctor"
             )
-        self._provider = provider
+        self._provider, self._optimise, self._cuda_graph = provider, optimise, cuda_graph
         self.inputs: dict[str, tuple[int | str, ...]] = {
             value.name: tuple(value.shape) for value in self._session.get_inputs()
         }
         self.outputs = [value.name for value in self._session.get_outputs()]
-        self.placement = _read_placement(self._session)
+        self._assigned = _read_assignment(self._session)
+        self.placement = dict(sorted(Counter(node.provider for node in self._assigned).items()))
         if provider == CUDA and self.placement and not self.placement.get(CUDA):
             raise RuntimeUnavailableError(f"asked for {CUDA}, which took no node", fix="cspdeploy doctor")
+
+    @property
+    def nodes(self) -> tuple[PlacedNode, ...]:
+        """Every node with its provider, then the copies between devices, where the engine tells of them."""
+        return self._assigned + (self._copies or ())
+
+    @property
+    def num_copies(self) -> int | None:
+        """Copies between devices in one run; None where the engine does not tell."""
+        return None if self._copies is None else len(self._copies)
+
+    @functools.cached_property
+    def _copies(self) -> tuple[PlacedNode, ...] | None:
+        """They are inserted after the assignment that the engine records, so they are read from its finished graph."""
+        if self._provider == CPU:
+            return ()
+        import onnxruntime
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimised.onnx"
+            options = _session_options(optimise=self._optimise)
+            options.optimized_model_filepath = str(path)
+            # Weights beside it, so that a model of any size can be written.
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name", "optimised.data"
+            )
+            try:
+                onnxruntime.InferenceSession(self._source, options, providers=self._providers)
+                return find_copies(path, provider=self._provider)
+            except Exception:  # out of memory for a second session, or a graph that cannot be written: not known
+                return None
 
     def run(self, feeds: Feeds) -> Outputs:
         """Host arrays in, host arrays out."""
@@ -77,8 +135,16 @@ class OrtSession:
         for name, array in feeds.items():
             value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
             binding.bind_ortvalue_input(name, value)
-        for name in self.outputs:
-            binding.bind_output(name, device)
+        # A captured graph writes to the addresses of its capture; otherwise the engine may choose them in each run.
+        shapes = self.output_shapes(feeds) if self._cuda_graph else {}
+        for value in self._session.get_outputs():
+            if value.name in shapes:
+                place = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                    shapes[value.name], _DTYPES[value.type], device, 0
+                )
+                binding.bind_ortvalue_output(value.name, place)
+            else:
+                binding.bind_output(value.name, device)
 
         def compute() -> None:
             self._session.run_with_iobinding(binding)
@@ -87,17 +153,83 @@ class OrtSession:
 
         return compute
 
+    def output_shapes(self, feeds: Feeds) -> dict[str, tuple[int, ...]]:
+        """Shape of each output for these inputs, from the dimensions' names, without a run.
 
-def _read_placement(session: onnxruntime.InferenceSession) -> dict[str, int]:
-    """Nodes on each provider, from the engine's own record (ONNX Runtime 1.23 and later; else empty)."""
+        Raises:
+            InputError: a dimension that no input gives.
+        """
+        sizes: dict[int | str, int] = {}
+        for name, declared in self.inputs.items():
+            sizes |= dict(zip(declared, feeds[name].shape, strict=True))
+        found: dict[str, tuple[int, ...]] = {}
+        for value in self._session.get_outputs():
+            shape = tuple(size if isinstance(size, int) else sizes.get(size, 0) for size in value.shape)
+            if 0 in shape or value.type not in _DTYPES:
+                raise InputError(
+                    f"output {value.name}: {value.type} {value.shape}, expected a tensor of a shape that is known",
+                    fix="export it with a fixed batch",
+                )
+            found[value.name] = shape
+        return found
+
+    def end_profile(self) -> tuple[ProfiledNode, ...]:
+        """Time of each node in the runs up to now; there is no profile after that.
+
+        Raises:
+            InputError: the session was opened without a profile, or has not run.
+        """
+        name = self._session.end_profiling()
+        if not name:
+            raise InputError("the session was opened without a profile")
+        path = Path(name)
+        try:
+            return read_profile(path)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _session_options(
+    *, optimise: bool, num_threads: int = 0, profile: Path | None = None
+) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.intra_op_num_threads = num_threads
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile / "onnxruntime")
+    return options
+
+
+def _read_assignment(session: onnxruntime.InferenceSession) -> tuple[PlacedNode, ...]:
+    """Nodes with their providers, from the engine's own record (ONNX Runtime 1.23 and later; else empty)."""
     try:
         subgraphs = session.get_provider_graph_assignment_info()
     except (AttributeError, RuntimeError):
-        return {}
-    counts: Counter[str] = Counter()
-    for subgraph in subgraphs:
-        counts[subgraph.ep_name] += len(subgraph.get_nodes())
-    return dict(sorted(counts.items()))
+        return ()
+    return tuple(
+        PlacedNode(provider=subgraph.ep_name, node=node.name, operator=node.op_type)
+        for subgraph in subgraphs
+        for node in subgraph.get_nodes()
+    )
+
+
+def find_copies(path: Path, *, provider: str) -> tuple[PlacedNode, ...]:
+    """The copies to and from the host in a graph that the engine has written after placing it on `provider`.
+
+    Raises:
+        InputError: not an ONNX file.
+    """
+    return tuple(
+        PlacedNode(provider=provider, node=node.name, operator=node.operator)
+        for node in walk_nodes(read_onnx(path).graph)
+        if node.operator in ("MemcpyFromHost", "MemcpyToHost")
+    )
 
 
 def _missing(provider: str) -> tuple[str, str] | None:
@@ -124,12 +256,19 @@ def _open(provider: str, request: SessionRequest) -> OrtSession:
         if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and later
             onnxruntime.preload_dlls()  # CUDA and cuDNN from the Python packages, where they are installed
     try:
-        return OrtSession(request.path, provider=provider)
+        return OrtSession(
+            request.path, provider=provider, optimise=request.optimise, tf32=request.tf32,
+            num_threads=request.num_threads, profile=request.profile, cuda_graph=request.cuda_graph,
+        )  # fmt: skip
     except CspDeployError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
-        reason = str(error).splitlines()[0][:200]
-        raise InputError(f"{request.path}: ONNX Runtime cannot open it ({reason})", fix="export it again") from error
+        # What is wrong stands last, after the engine's own code and file: the start of a long message is of no use.
+        told = " ".join(str(error).split())
+        reason = told if len(told) <= MAX_REASON else f"...{told[-MAX_REASON:]}"
+        raise InputError(
+            f"{request.path}: ONNX Runtime cannot open it ({reason})", fix=f"cspdeploy check {request.path}"
+        ) from error
 
 
 def _probe(provider: str) -> None:
@@ -150,10 +289,11 @@ def open_cpu_session(path: Path) -> OrtSession:
 
 RUNTIMES = tuple(
     Runtime(
-        name=name, device=device, formats=frozenset({"onnx"}), precisions=frozenset({"fp32", "fp16"}), timed=True,
+        name=name, device=device, formats=frozenset({"onnx"}), precisions=frozenset({"fp32", "fp16", "int8"}),
+        timed=True,
         notes=_CPU_NOTES if provider == CPU else {}, missing=functools.partial(_missing, provider),
         probe=functools.partial(_probe, provider),
-        open=functools.partial(_open, provider),
+        open=functools.partial(_open, provider), modules=("onnxruntime",),
     )
     for name, device, provider in (("ort-cpu", "cpu", CPU), ("ort-cuda", "cuda", CUDA))
 )  # fmt: skip

@@ -6,33 +6,47 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from cspdeploy.core.errors import RuntimeUnavailableError
-from cspdeploy.runtimes.base import Feeds, Outputs
+from cspdeploy.core.errors import InputError, RuntimeUnavailableError
+from cspdeploy.core.types import PlacedNode
+from cspdeploy.runtimes.base import Feeds, Outputs, ProfiledNode, SessionRequest
 
 __all__ = ["TorchSession", "missing_torch", "probe_torch"]
 
+UNPROFILED_RUNS = 5
+"""TorchScript records types in its first runs and specialises in the next ones, which takes longer than all others."""
+
 
 class TorchSession:
-    """A callable of tensors on a device. Float32 means float32: TF32 is off.
+    """A callable of tensors on a device. Float32 means float32 unless TF32 is asked for.
+
+    TF32 and threads are settings of the whole process, so that sessions that differ in them need one each.
 
     Args:
         compute: tensors in the order of the inputs to one tensor, or to a tuple of them.
-        outputs: names of the outputs, which PyTorch modules do not carry.
+        request: names of the outputs, which PyTorch modules do not carry; TF32, threads, profile.
     """
 
-    def __init__(self, compute: Callable[..., Any], *, device: str, outputs: tuple[str, ...]) -> None:
+    def __init__(self, compute: Callable[..., Any], *, device: str, request: SessionRequest) -> None:
         import torch
 
+        if request.cuda_graph:
+            raise InputError("CUDA graphs are captured by ONNX Runtime alone", fix="--runtime ort-cuda")
         self.placement: dict[str, int] = {}
-        self._compute, self._device, self._outputs = compute, device, outputs
+        self.nodes: tuple[PlacedNode, ...] = ()
+        self._num_runs = 0
+        self._compute, self._device, self._outputs = compute, device, request.outputs
         if device == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = request.tf32
+            torch.backends.cudnn.allow_tf32 = request.tf32
+        if request.num_threads:
+            torch.set_num_threads(request.num_threads)
+        self._profiler = _make_profiler(device) if request.profile is not None else None
 
     def run(self, feeds: Feeds) -> Outputs:
         """Host arrays in, host arrays out."""
         import torch
 
+        self._count_run()
         with torch.inference_mode():
             tensors = [torch.from_numpy(array).to(self._device) for array in feeds.values()]
             found = self._compute(*tensors)
@@ -46,12 +60,49 @@ class TorchSession:
         tensors = [torch.from_numpy(array).to(self._device) for array in feeds.values()]
 
         def compute() -> None:
+            self._count_run()
             with torch.inference_mode():
                 self._compute(*tensors)
                 if self._device == "cuda":
                     torch.cuda.synchronize()
 
         return compute
+
+    def _count_run(self) -> None:
+        self._num_runs += 1
+        if self._profiler is not None and self._num_runs == UNPROFILED_RUNS + 1:
+            self._profiler.start()
+
+    def end_profile(self) -> tuple[ProfiledNode, ...]:
+        """Time of each operator, the longest first; there is no profile after that.
+
+        Raises:
+            InputError: the session was opened without a profile, or has run too little.
+        """
+        num_runs = self._num_runs - UNPROFILED_RUNS
+        if self._profiler is None or num_runs < 1:
+            raise InputError(
+                "no profile: it was opened without one" if self._profiler is None else
+                f"no profile: {self._num_runs} runs, expected more than {UNPROFILED_RUNS}"
+            )  # fmt: skip
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        field = "self_device_time_total" if self._device == "cuda" else "self_cpu_time_total"
+        found = [
+            ProfiledNode(
+                node=event.key, operator=event.key, provider=self._device, num_calls=event.count / num_runs,
+                ms=getattr(event, field) / 1e3 / num_runs,
+            )
+            for event in profiler.key_averages()
+        ]  # fmt: skip
+        return tuple(sorted(found, key=lambda node: -node.ms))
+
+
+def _make_profiler(device: str) -> Any:
+    import torch
+
+    kinds = torch.profiler.ProfilerActivity
+    return torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] if device == "cuda" else [])])
 
 
 def missing_torch(device: str) -> tuple[str, str] | None:

@@ -23,14 +23,14 @@ def _open(device: str, request: SessionRequest) -> TorchSession:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise InputError(f"{request.path}: not a TorchScript file ({reason})", fix="export it again") from error
-    return TorchSession(module, device=device, outputs=request.outputs)
+    return TorchSession(module, device=device, request=request)
 
 
 RUNTIMES = tuple(
     Runtime(
         name=f"torchscript-{device}", device=device, formats=frozenset({"torchscript"}), precisions=frozenset({"fp32"}),
         timed=True, notes={}, missing=functools.partial(missing_torch, device),
-        probe=functools.partial(probe_torch, device), open=functools.partial(_open, device),
+        probe=functools.partial(probe_torch, device), open=functools.partial(_open, device), modules=("torch",),
     )
     for device in ("cpu", "cuda")
 )  # fmt: skip

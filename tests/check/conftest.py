@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
+from cspdeploy.check.ladder import VerifySettings, verify_bundles
 from cspdeploy.core.bundle import file_record, write_manifest
 from cspdeploy.core.catalog import artifact_file
-from cspdeploy.core.golden import Golden, write_golden
+from cspdeploy.core.golden import Golden, read_golden, write_golden
 from cspdeploy.core.preprocess import preprocess
 from cspdeploy.core.spec import ModelSpec
-from cspdeploy.core.types import Artifact, Manifest, TensorInfo
+from cspdeploy.core.types import Artifact, Manifest, ParityRow, TensorInfo, VerifyReport
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -74,3 +78,69 @@ def make_mean_bundle(tiny_spec: ModelSpec, tmp_path: Path) -> Callable[[int], Pa
         return folder
 
     return make
+
+
+class Ladder:
+    """What the tests of `verify` do over and over. Sessions run in this process unless a test says otherwise."""
+
+    @staticmethod
+    def verify(folder: Path, *runtimes: str, **settings: Any) -> VerifyReport:
+        quick: dict[str, Any] = {"latency": None, "isolate": False, "audit": False}
+        return verify_bundles([folder], VerifySettings(runtimes=runtimes, **(quick | settings)))
+
+    @staticmethod
+    def row(report: VerifyReport, artifact: str, runtime: str) -> ParityRow:
+        rows = [row for row in report.rows if (row.artifact, row.runtime) == (artifact, runtime)]
+        assert len(rows) == 1
+        return rows[0]
+
+    @staticmethod
+    def verdicts(report: VerifyReport) -> dict[tuple[str, str], str]:
+        return {(row.artifact, row.runtime): row.verdict for row in report.rows}
+
+    @staticmethod
+    def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+        path = folder / "manifest.json"
+        data = json.loads(path.read_text())
+        change(data)
+        path.write_text(json.dumps(data))
+
+    @staticmethod
+    def rehash(folder: Path) -> None:
+        """What somebody does who changes a file and its hash with it."""
+
+        def change(data: dict[str, Any]) -> None:
+            for entry in [*data["artifacts"], *data["files"]]:
+                record = file_record(folder / entry["file"])
+                entry.update(sha256=record.sha256, num_bytes=record.num_bytes)
+
+        Ladder.edit(folder, change)
+
+    @staticmethod
+    def edit_golden(folder: Path, **changes: Any) -> None:
+        """`fp64`, `fp32`: other logits; the rest by the golden file's own names."""
+        for name in ("fp64", "fp32"):
+            if name in changes:
+                changes[f"outputs_{name}"] = {"logits": changes.pop(name)}
+        golden = read_golden(folder / "golden.npz")
+        write_golden(folder / "golden.npz", dataclasses.replace(golden, **changes))
+        Ladder.rehash(folder)
+
+    @staticmethod
+    def edit_convolution(path: Path, change: Callable[[np.ndarray[Any, Any]], None]) -> None:
+        model = onnx.load(path)
+        names = [node.input[1] for node in model.graph.node if node.op_type == "Conv"]
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == names[len(names) // 2])
+        weights = numpy_helper.to_array(tensor).copy()
+        change(weights)
+        tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+        onnx.save(model, path)
+
+    @staticmethod
+    def negate_largest(weights: np.ndarray[Any, Any]) -> None:
+        weights.flat[np.abs(weights).argmax()] *= -1
+
+
+@pytest.fixture
+def ladder() -> type[Ladder]:
+    return Ladder

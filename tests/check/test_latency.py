@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from cspdeploy.check.latency import LatencySettings, measure_latency, noise_warning
+from cspdeploy.check.latency import LatencySettings, measure_latency, measure_rounds, noise_warning
+from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.types import Timing
 
-QUICK = LatencySettings(min_runs=6, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0, burst=1)
+QUICK = LatencySettings(min_runs=6, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0, burst=1,
+                        max_warmup_seconds=0.0)  # fmt: skip
 
 
 class Machine:
@@ -37,7 +39,7 @@ class Machine:
 
 def _timing(samples_ms: list[float]) -> Timing:
     return Timing(
-        p50_ms=1.0, p95_ms=1.0, ci_low_ms=1.0, ci_high_ms=1.0, num_runs=len(samples_ms), verdict="reference", ratio=1.0,
+        p50_ms=1.0, ci_low_ms=1.0, ci_high_ms=1.0, num_runs=len(samples_ms), verdict="reference", ratio=1.0,
         samples_ms=tuple(samples_ms),
     )  # fmt: skip
 
@@ -47,9 +49,11 @@ def test_known_durations() -> None:
     calls = {"a": machine.job("a", 0.010), "b": machine.job("b", 0.020), "c": machine.job("c", 0.005)}
     found = measure_latency(calls, QUICK, clock=machine.clock)
     assert [timing.p50_ms for timing in found.values()] == pytest.approx([10, 20, 5])
-    assert [timing.p95_ms for timing in found.values()] == pytest.approx([10, 20, 5])
+    assert [timing.p95_ms for timing in found.values()] == [None] * 3  # of six runs none need lie beyond it
     assert [timing.verdict for timing in found.values()] == ["reference", "slower", "faster"]
     assert [timing.ratio for timing in found.values()] == pytest.approx([1, 0.5, 2])
+    assert [timing.ratio_low for timing in found.values()] == pytest.approx([1, 0.5, 2])
+    assert [timing.ratio_high for timing in found.values()] == pytest.approx([1, 0.5, 2])
     for timing in found.values():
         assert timing.ci_low_ms <= timing.p50_ms <= timing.ci_high_ms
         assert len(timing.samples_ms) == timing.num_runs
@@ -69,13 +73,19 @@ def test_both_minima_are_reached() -> None:
 
     machine = Machine()
     found = measure_latency({"slow": machine.job("slow", 0.5)}, settings, clock=machine.clock)
-    assert 10 <= found["slow"].num_runs < 10 + settings.burst  # the runs bind
+    assert found["slow"].num_runs == settings.min_rounds * settings.burst  # the rounds bind
 
 
 def test_warm_up_is_not_in_the_samples() -> None:
     machine = Machine()
     settings = LatencySettings(
-        min_runs=6, min_seconds=0.0, warmup_runs=4, warmup_seconds=0.0, lead_in_seconds=0.0, burst=2
+        min_runs=6,
+        min_seconds=0.0,
+        warmup_runs=4,
+        warmup_seconds=0.0,
+        lead_in_seconds=0.0,
+        burst=2,
+        max_warmup_seconds=0.0,
     )
     calls = {"cold": machine.job("cold", lambda count: 9.0 if count < 4 else 0.001)}
     found = measure_latency(calls, settings, clock=machine.clock)
@@ -85,7 +95,13 @@ def test_warm_up_is_not_in_the_samples() -> None:
 def test_warm_up_lasts_for_its_seconds() -> None:
     machine = Machine()
     settings = LatencySettings(
-        min_runs=3, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.2, lead_in_seconds=0.0, burst=3
+        min_runs=3,
+        min_seconds=0.0,
+        warmup_runs=1,
+        warmup_seconds=0.2,
+        lead_in_seconds=0.0,
+        burst=3,
+        max_warmup_seconds=0.0,
     )
     calls = {"cold": machine.job("cold", lambda count: 0.05 if count < 4 else 0.001)}
     found = measure_latency(calls, settings, clock=machine.clock)
@@ -120,10 +136,16 @@ def _rounds(machine: Machine, names: str, *, num_warmups: int, turn: int) -> lis
 def test_turns_are_interleaved_in_an_order_that_changes() -> None:
     machine = Machine()
     settings = LatencySettings(
-        min_runs=30, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0, burst=2
+        min_runs=30,
+        min_seconds=0.0,
+        warmup_runs=1,
+        warmup_seconds=0.0,
+        lead_in_seconds=0.0,
+        burst=2,
+        max_warmup_seconds=0.0,
     )
     measure_latency({name: machine.job(name, 0.001) for name in "abc"}, settings, clock=machine.clock)
-    rounds = _rounds(machine, "abc", num_warmups=3, turn=3)
+    rounds = _rounds(machine, "abc", num_warmups=6, turn=3)
     assert len(rounds) == 15
     assert all(sorted(turns) == ["a", "b", "c"] for turns in rounds)
     assert len({tuple(turns) for turns in rounds}) > 2
@@ -201,7 +223,13 @@ def test_each_burst_is_led_in_by_untimed_runs() -> None:
     """What an engine leaves behind when it hands over must not be in the samples of the next one."""
     machine = Machine()
     settings = LatencySettings(
-        min_runs=4, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.05, burst=2
+        min_runs=4,
+        min_seconds=0.0,
+        warmup_runs=1,
+        warmup_seconds=0.0,
+        lead_in_seconds=0.05,
+        burst=2,
+        max_warmup_seconds=0.0,
     )
 
     def engine(name: str) -> Callable[[], None]:
@@ -254,5 +282,132 @@ def test_burst_of_short_runs_lasts_as_long_as_its_lead_in() -> None:
 
     settings = LatencySettings(min_runs=5, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.03)
     found = measure_latency({"a": make("a", 0.002), "b": make("b", 0.05)}, settings, clock=lambda: now)
-    assert found["a"].num_runs == 15  # 30 ms of 2 ms
-    assert found["b"].num_runs == 5  # longer than that with the fewest
+    assert found["a"].num_runs == 6 * 15  # 30 ms of 2 ms
+    assert found["b"].num_runs == 6 * 3  # longer than that with the fewest
+
+
+# --- warm-up ---
+
+
+def test_warm_up_lasts_until_the_times_have_settled() -> None:
+    """Twenty runs that get faster one by one, as a clock that climbs: none of them counts."""
+    machine = Machine()
+    settings = LatencySettings(min_runs=6, min_seconds=0.0, warmup_runs=3, warmup_seconds=0.0, lead_in_seconds=0.0)
+    calls = {"cold": machine.job("cold", lambda count: 0.060 - 0.0025 * min(count, 20))}
+    found = measure_rounds(calls, settings, clock=machine.clock)["cold"]
+    assert found.stable
+    assert found.num_warmups >= 20
+    assert {round(value, 6) for samples in found.rounds_ms for value in samples} == {10.0}
+
+
+def test_warm_up_that_never_settles_ends_and_is_known() -> None:
+    machine = Machine()
+    settings = LatencySettings(
+        min_runs=6, min_seconds=0.0, warmup_runs=3, warmup_seconds=0.0, max_warmup_seconds=2.0, lead_in_seconds=0.0
+    )
+    calls = {"wild": machine.job("wild", lambda count: 0.050 + 0.030 * (count // 4 % 2))}
+    found = measure_rounds(calls, settings, clock=machine.clock)["wild"]
+    assert not found.stable
+    assert 2.0 <= 0.08 * found.num_warmups <= 6.0
+
+
+# --- how long ---
+
+
+def test_it_goes_on_until_the_ratio_is_known_or_the_time_is_up() -> None:
+    """Rounds of B take 10 and 13 ms in turns: six of them say little, and no number of them makes its median sharp."""
+
+    def measure(max_seconds: float, wild: float) -> int:
+        machine = Machine()
+        settings = LatencySettings(
+            min_runs=6, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, max_warmup_seconds=0.0, burst=1,
+            lead_in_seconds=0.0, max_seconds=max_seconds,
+        )  # fmt: skip
+        calls = {
+            "a": machine.job("a", 0.010),
+            "b": machine.job("b", lambda count: 0.010 * (1 + wild * (count // 2 % 2))),
+        }
+        return measure_latency(calls, settings, clock=machine.clock)["b"].num_runs
+
+    assert measure(0.0, 0.3) == 6
+    assert measure(1.0, 0.0) == 6
+    assert 80 <= measure(1.0, 0.3) <= 101
+
+
+# --- failures ---
+
+
+def _refuse() -> None:
+    raise InputError("cannot run")
+
+
+def test_failure_of_one_leaves_the_others() -> None:
+    machine = Machine()
+    failures: dict[str, CspDeployError] = {}
+    calls = {"broken": _refuse, "a": machine.job("a", 0.01), "b": machine.job("b", 0.02)}
+    found = measure_latency(calls, QUICK, clock=machine.clock, failures=failures)
+    assert {name: error.message for name, error in failures.items()} == {"broken": "cannot run"}
+    assert {name: timing.verdict for name, timing in found.items()} == {"a": "reference", "b": "slower"}
+
+
+def test_failure_half_way_takes_its_rounds_along() -> None:
+    machine = Machine()
+    count = 0
+
+    def breaks() -> None:
+        nonlocal count
+        count += 1
+        machine.now_s += 0.01
+        if count > 8:
+            _refuse()
+
+    failures: dict[str, CspDeployError] = {}
+    found = measure_latency({"a": machine.job("a", 0.01), "b": breaks}, QUICK, clock=machine.clock, failures=failures)
+    assert list(failures) == ["b"]
+    assert list(found) == ["a"]
+    assert measure_latency({"b": _refuse}, QUICK, clock=machine.clock, failures=failures) == {}
+
+
+def test_failure_is_raised_where_nobody_takes_it() -> None:
+    with pytest.raises(InputError, match="cannot run"):
+        measure_latency({"a": _refuse}, QUICK)
+
+
+# --- noise ---
+
+
+def test_warning_says_what_to_do_about_what_was_found() -> None:
+    noisy = {"a": _timing([10.0, 14.0, 9.0, 12.0])}
+    assert noise_warning(noisy, ["the fan stands still: oil it"]).endswith(
+        "of its median; the fan stands still: oil it"
+    )
+    assert "measure for longer" in noise_warning(noisy, [])
+
+
+# --- a bound on wall time ---
+
+
+def test_wall_time_is_bounded_on_a_machine_that_never_settles() -> None:
+    """A hundred runs of 10 ms to 190 ms are asked for; the fewest rounds are measured, and no warm-up lasts."""
+    settings = LatencySettings(min_runs=100, min_seconds=20.0, max_wall_seconds=5.0)
+    machine = Machine()
+    calls = {name: machine.job(name, lambda count: 0.010 + 0.018 * (7 * count % 11)) for name in "abcd"}
+    begun = machine.now_s
+    found = measure_rounds(calls, settings, clock=machine.clock)
+    assert machine.now_s - begun < 1.1 * 4 * settings.max_wall_seconds
+    assert all(len(one.rounds_ms) >= settings.min_rounds and not one.stable for one in found.values())
+
+    machine = Machine()
+    calls = {name: machine.job(name, 0.010) for name in "ab"}
+    unbounded = measure_rounds(calls, LatencySettings(min_runs=100, min_seconds=15.0), clock=machine.clock)
+    assert all(sum(map(sum, one.rounds_ms)) >= 14_999 for one in unbounded.values())
+
+
+def test_runs_that_are_slow_for_the_bound_come_one_by_one() -> None:
+    machine = Machine()
+    settings = LatencySettings(max_wall_seconds=5.0)
+    calls = {"slow": machine.job("slow", 1.0), "quick": machine.job("quick", 0.050)}
+    found = measure_rounds(calls, settings, clock=machine.clock)
+    assert [len(found[name].rounds_ms) for name in calls] == [settings.min_rounds] * 2
+    assert {len(samples) for samples in found["slow"].rounds_ms} == {1}
+    assert {len(samples) for samples in found["quick"].rounds_ms} == {settings.burst}

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from cspdeploy.check.rungs import Rung, list_rungs
-from cspdeploy.core.bundle import read_manifest
+from cspdeploy.check.subject import bundle_subject
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
 
 CPU_RUNGS = [
@@ -25,11 +25,11 @@ CPU_RUNGS = [
 
 
 def _rungs(folder: Path, *runtimes: str) -> list[Rung]:
-    return list_rungs(folder, read_manifest(folder), runtimes=list(runtimes))
+    return list_rungs(bundle_subject(folder), runtimes=list(runtimes))
 
 
 def _names(rungs: list[Rung]) -> list[tuple[str, str]]:
-    return [(rung.artifact, rung.runtime.name) for rung in rungs]
+    return [(rung.candidate.artifact, rung.runtime.name) for rung in rungs]
 
 
 def _edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -55,13 +55,13 @@ def test_ladder_is_complete_and_in_order(tiny_bundle: Path) -> None:
     assert [rung.not_checkable for rung in rungs] == [""] * 5
     for rung in rungs:
         assert rung.request.path.is_file()
-        assert rung.num_bytes == rung.request.path.stat().st_size
-        assert rung.output_names == ("logits",)
-        assert rung.precision == ("fp16" if "fp16" in rung.artifact else "fp32")
+        assert rung.candidate.num_bytes == rung.request.path.stat().st_size
+        assert rung.candidate.output_names == ("logits",)
+        assert rung.candidate.precision == ("fp16" if "fp16" in rung.candidate.artifact else "fp32")
 
 
 def test_batch_is_the_artifacts_own(tiny_bundle: Path) -> None:
-    batches = {rung.artifact: rung.batch for rung in _rungs(tiny_bundle)}
+    batches = {rung.candidate.artifact: rung.candidate.batch for rung in _rungs(tiny_bundle)}
     assert batches == {"eager": None, "torchscript": None, "onnx": 1, "onnx-fp16": 1}
 
 
@@ -75,6 +75,12 @@ def test_only_the_runtimes_that_were_asked_for(tiny_bundle: Path) -> None:
 def test_unknown_runtime(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="--runtime ort: unknown"):
         _rungs(tiny_bundle, "ort")
+
+
+def test_reference_runtime_is_no_rung(tiny_bundle: Path) -> None:
+    assert "onnx-fp64" not in [name for _, name in _names(_rungs(tiny_bundle))]
+    with pytest.raises(InputError, match="--runtime onnx-fp64: computes what others are judged by"):
+        _rungs(tiny_bundle, "onnx-fp64")
 
 
 def test_absent_device_is_left_out_unless_asked_for(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,5 +64,8 @@ def without_simplifier(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five runs of each artifact: the numbers mean nothing here."""
-    quick = functools.partial(latency.LatencySettings, min_runs=5, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0)
+    quick = functools.partial(
+        latency.LatencySettings, min_runs=5, min_seconds=0.0, min_rounds=1, warmup_runs=1, warmup_seconds=0.0,
+        max_warmup_seconds=0.0, lead_in_seconds=0.0,
+    )  # fmt: skip
     monkeypatch.setattr(latency, "LatencySettings", quick)

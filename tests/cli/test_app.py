@@ -52,14 +52,14 @@ def test_every_argument_and_option_has_a_help_text(command: str) -> None:
         assert getattr(parameter, "help", None), f"{command}: {parameter.name}"
 
 
-@pytest.mark.parametrize("command", ["export", "verify", "bench", "predict", "inspect", "list", "doctor", "train"])
+@pytest.mark.parametrize("command", [*COMMANDS])
 def test_every_command_has_json(command: str) -> None:
     assert "--json" in {name for parameter in COMMANDS[command].params for name in parameter.opts}
 
 
 def test_bounds_in_the_help_are_those_of_the_catalog(run: Run) -> None:
     text = " ".join(run("export", "--help").stdout.split())
-    assert f"ONNX opset, {MIN_OPSET} to {MAX_OPSET}. [default: {DEFAULT_OPSET}]" in text
+    assert f"ONNX opset, {MIN_OPSET} to {MAX_OPSET}; by default {DEFAULT_OPSET}," in text
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
@@ -123,10 +123,10 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_interrupt_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(path: Path) -> None:
+    def interrupt(path: Path, *, precision: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cspdeploy.export.inspect.inspect_onnx", interrupt)
+    monkeypatch.setattr("cspdeploy.check.inspect.inspect_onnx", interrupt)
     done = run("inspect", "a.onnx")
     assert done.returncode == 130
     assert done.stderr == "error: interrupted; nothing half-written was left\n"

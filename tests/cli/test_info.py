@@ -173,13 +173,57 @@ def test_inspect_as_a_table_and_as_json(run: Run, tiny_bundle: Path, tiny_spec: 
     path = tiny_bundle / "tiny.fp16.onnx"
     text = run("inspect", path)
     assert text.returncode == 0
-    assert all(word in text.stdout for word in ("input", "logits", "ai.onnx 18", "Conv", "float16", "external data"))
+    words = ("input", "logits", "ai.onnx 18", "Conv", "float16", "external data", "M for one image: FP16 100 %")
+    assert all(word in text.stdout for word in words)
+    assert text.stdout.rstrip().endswith("FP16, as it is named")
     found = json.loads(run("inspect", path, "--json").stdout)
     assert found["opsets"] == {"ai.onnx": 18}
-    assert found["inputs"] == [{"name": "input", "dtype": "float", "shape": [1, 3, 32, 32]}]
+    assert found["inputs"] == [{"name": "input", "dtype": "float32", "shape": [1, 3, 32, 32]}]
     assert found["num_bytes"] == path.stat().st_size
     assert found["external_data"] == []
     assert found["weights"][0]["dtype"] == "float16"
+
+
+def test_inspect_a_file_that_is_not_what_it_is_named(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(tiny_bundle / "tiny.onnx", tmp_path / "tiny.int8.onnx"))
+    done = run("inspect", path)
+    assert done.returncode == 1
+    problem = "named INT8, but 0 % of its MACs are in INT8 (100 % FP32)"
+    assert done.stdout.rstrip().endswith(problem)
+    found = json.loads(run("inspect", path, "--json").stdout)
+    assert found["audit"]["problem"] == problem
+    assert found["audit"]["macs"] == {"fp32": 1.0}
+    assert run("inspect", path, "--precision", "fp32").returncode == 0
+    assert run("inspect", tiny_bundle / "tiny.onnx").returncode == 0
+    assert run("inspect", tiny_bundle / "tiny.onnx", "--precision", "fp16").returncode == 1
+
+
+def test_inspect_refuses_an_unknown_precision(run: Run, tiny_bundle: Path) -> None:
+    done = run("inspect", tiny_bundle / "tiny.onnx", "--precision", "int9")
+    assert done.returncode == 2
+    assert "int9" in done.stderr
+
+
+def test_inspect_a_file_of_strange_make(run: Run, tmp_path: Path) -> None:
+    """Custom operators, a function of its own, a free size, no weights, and no way to run it."""
+    path = tmp_path / "strange.onnx"
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 18, "com.example": 2, "own": 1]>
+        strange (float[N, 3, H, W] x) => (float[N, K] y) {
+            a = com.example.Magic(x)  b = own.twice(a)  y = MatMul(b, b)
+        }
+        <domain: "own", opset_import: ["" : 18]> twice (p) => (q) { q = Add(p, p) }""")
+    onnx.save(model, path)
+    done = run("inspect", path)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    words = (
+        "x: float32 [N, 3, H, W]",
+        "com.example.Magic",
+        "own.twice",
+        "does not run it",
+        "an unnamed producer",
+    )
+    assert all(word in text for word in words)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x3a\x02\xff\xff", None, "folder", "cut"])
@@ -243,6 +287,7 @@ def test_doctor_as_a_table_and_as_json(run: Run) -> None:
     for state in report["runtimes"]:
         assert state["works"] or (state["reason"] and state["fix"])
     assert report["environment"]["cpu"]
+    assert "CPUExecutionProvider" in [state["name"] for state in report["providers"] if state["works"]]
     text = run("doctor")
     assert "ort-cpu" in text.stdout
     assert report["advice"] in " ".join(text.stdout.split())

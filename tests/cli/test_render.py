@@ -12,6 +12,12 @@ def test_error_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "error: first second third\nfix: do this\n"
 
 
+def test_error_holds_nothing_that_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names in a file of unknown origin may."""
+    print_error("input '\x1b[2Jx\x07'", "")
+    assert capsys.readouterr().err == "error: input '\ufffd[2Jx\ufffd'\n"
+
+
 def test_no_empty_fix(capsys: pytest.CaptureFixture[str]) -> None:
     print_error("it broke", "")
     assert capsys.readouterr().err == "error: it broke\n"

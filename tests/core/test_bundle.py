@@ -185,6 +185,15 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 # --- reading ---
 
 
+@pytest.mark.parametrize("table", ["artifacts", "files"])
+def test_what_is_listed_twice_is_refused(bundle: Path, table: str) -> None:
+    """Rows and figures go by the artifact's kind: two of one kind would overwrite each other."""
+    rows = json.loads((bundle / "manifest.json").read_text())[table]
+    _edit(bundle, **{table: [*rows, rows[0]]})
+    with pytest.raises(InputError, match="is there twice"):
+        read_manifest(bundle)
+
+
 def test_manifest_round_trip(tmp_path: Path, tiny_spec: ModelSpec) -> None:
     manifest = _fill(tmp_path / "tiny", tiny_spec)
     back = read_manifest(tmp_path / "tiny")
@@ -261,6 +270,44 @@ def test_changed_file_is_named(bundle: Path, name: str, change: str) -> None:
         check_hashes(bundle, manifest)
     assert caught.value.exit_code == 1
     assert [file for file in FILES if file in caught.value.message] == [name]
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "tiny.int8.onnx", "notes.txt", "old"])
+def test_what_the_manifest_does_not_name_is_refused(bundle: Path, name: str) -> None:
+    manifest = read_manifest(bundle)
+    if name == "old":
+        (bundle / name).mkdir()
+    else:
+        (bundle / name).write_bytes(b"")
+    with pytest.raises(InputError, match=f"{name}: in the folder, but not in its manifest") as caught:
+        check_hashes(bundle, manifest)
+    assert "move it out" in caught.value.fix
+
+
+def test_many_strange_files_are_counted(bundle: Path) -> None:
+    for index in range(5):
+        (bundle / f"{index}.txt").touch()
+    with pytest.raises(InputError, match=r"0.txt, 1.txt, 2.txt and 2 more: "):
+        check_hashes(bundle, read_manifest(bundle))
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link", "folder"])
+def test_report_is_whatever_it_is(bundle: Path, kind: str) -> None:
+    """Nothing opens it, so that it cannot lead anywhere."""
+    report = bundle / "report.html"
+    if kind == "folder":
+        report.mkdir()
+    elif kind == "file":
+        report.write_text("<p>")
+    else:
+        report.symlink_to("/etc/passwd" if kind == "link" else "/nowhere/at/all")
+    check_hashes(bundle, read_manifest(bundle))
+
+
+def test_hidden_leftovers_are_no_harm(bundle: Path) -> None:
+    (bundle / ".DS_Store").write_bytes(b"left by a desktop")
+    (bundle / ".nfs0001").write_bytes(b"left by a file system")
+    check_hashes(bundle, read_manifest(bundle))
 
 
 def test_hash_is_sha256(tmp_path: Path) -> None:

@@ -68,8 +68,9 @@ def test_same_arrays_give_the_same_bytes_without_a_date(tmp_path: Path) -> None:
         ("images", np.ones((2, 8, 6), np.uint8)),
         ("output_fp32.logits", np.float32(1)),
         ("images", np.array([{}, {}, {}])),
+        ("images", np.arange(24, dtype=np.uint8).reshape(3, 8)),
     ],
-    ids=["nan", "inf", "fp32 as fp64", "double input", "int16 images", "count", "scalar", "pickle"],
+    ids=["nan", "inf", "fp32 as fp64", "double input", "int16 images", "count", "scalar", "pickle", "flat images"],
 )
 def test_wrong_array_is_refused(tmp_path: Path, name: str, array: npt.NDArray[Any]) -> None:
     np.savez(tmp_path / "golden.npz", **{**_arrays(), name: array})  # type: ignore[arg-type]
@@ -137,7 +138,7 @@ def test_several_outputs_keep_names_order_and_shapes(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     maps = {"features_s8": rng.normal(size=(3, 4, 2, 2)), "features_s16": rng.normal(size=(3, 8, 1, 1))}
     golden = Golden(
-        images=np.zeros((3, 8, 6), np.uint8), x_NCHW=np.zeros((3, 3, 4, 4), np.float32), outputs_fp64=maps,
+        images=rng.integers(0, 256, (3, 8, 6), np.uint8), x_NCHW=np.zeros((3, 3, 4, 4), np.float32), outputs_fp64=maps,
         outputs_fp32={name: array.astype(np.float32) for name, array in maps.items()},
     )  # fmt: skip
     write_golden(tmp_path / "golden.npz", golden)
@@ -158,3 +159,27 @@ def test_large_outputs_are_stored_for_fewer_images_but_never_one() -> None:
     assert num_golden_images(256, 256, num_output_values=1000) == 8
     assert num_golden_images(256, 256, num_output_values=2**20) == 4
     assert num_golden_images(608, 608, num_output_values=2**24) == 2
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 6), (3, 8, 6, 3)])
+def test_blank_images_are_no_reference(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    arrays = _arrays()
+    colours = np.arange(3, dtype=np.uint8).reshape(3, *[1] * (len(shape) - 1))
+    if len(shape) == 4:
+        colours = colours + np.array([0, 7, 9], np.uint8)
+    images = np.broadcast_to(colours, shape).copy()
+    write_golden(tmp_path / "golden.npz", _golden({**arrays, "images": images}))
+    with pytest.raises(InputError, match="each of its 3 images is of one colour"):
+        read_golden(tmp_path / "golden.npz")
+    images[1, 2, 3] = 200
+    write_golden(tmp_path / "golden.npz", _golden({**arrays, "images": images}))
+    assert np.array_equal(read_golden(tmp_path / "golden.npz").images, images)
+
+
+def test_no_images_at_all_has_its_own_line(tmp_path: Path) -> None:
+    arrays = _arrays()
+    del arrays["images"]
+    np.savez(tmp_path / "golden.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="holds no images") as caught:
+        read_golden(tmp_path / "golden.npz")
+    assert "--calib" in caught.value.fix

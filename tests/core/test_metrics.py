@@ -9,7 +9,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cspdeploy.core.metrics import max_abs_difference, relative_l2, softmax, top_k
+from cspdeploy.core.metrics import (
+    ERROR_DECADES,
+    error_histogram,
+    max_abs_difference,
+    relative_l2,
+    softmax,
+    sqnr_db,
+    top_k,
+)
 
 Array = npt.NDArray[np.float32]
 Metric = Callable[[npt.NDArray[np.float64], npt.NDArray[np.float64]], float]
@@ -102,3 +110,32 @@ def test_softmax_is_a_distribution_in_the_order_of_the_logits(x_NC: Array) -> No
 
 def test_softmax_of_huge_logits_does_not_overflow() -> None:
     assert softmax(np.array([[1e30, 0.0]], np.float32)).tolist() == [[1.0, 0.0]]
+
+
+def test_signal_to_noise_in_decibels() -> None:
+    assert sqnr_db(1.0) == 0
+    assert sqnr_db(1e-3) == pytest.approx(60)
+    assert sqnr_db(0.0) == np.inf
+
+
+def test_errors_are_counted_by_decade_of_the_reference() -> None:
+    reference = np.full(11, 2.0)
+    errors = np.array([0, 1e-10, 1e-9, 5e-9, 1e-8, 1e-4, 0.099, 0.1, 0.999, 1.0, 1e6])
+    counts = error_histogram(reference + 2.0 * errors, reference)
+    assert len(counts) == len(ERROR_DECADES) + 1 == 11
+    assert sum(counts) == 11
+    # 2 + 2e-9 and the like are not exact, so that only the neighbours of a border are told.
+    assert counts[0] + counts[1] + counts[2] == 5
+    assert counts[5] + counts[6] == 1
+    assert counts[8] + counts[9] == 3
+    assert counts[10] == 2
+
+
+def test_errors_against_silence_count_as_the_largest() -> None:
+    assert error_histogram(np.array([0.0, 1e-30]), np.zeros(2)) == (1,) + (0,) * 9 + (1,)
+
+
+@given(finite)
+def test_histogram_counts_every_value_once(x: Array) -> None:
+    assert sum(error_histogram(x, x)) == x.size
+    assert error_histogram(x, x)[0] == x.size

@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from cspdeploy.core.metrics import relative_l2
 from cspdeploy.core.types import StepRecord
-from cspdeploy.export import fp16
+from cspdeploy.export import fp16_plan
 from cspdeploy.export.fp16 import convert_fp16
 from cspdeploy.runtimes import require_runtime
 from cspdeploy.runtimes.base import SessionRequest
-from cspdeploy.runtimes.ort import open_cpu_session
+from cspdeploy.runtimes.ort import CPU, OrtSession, open_cpu_session
 
 Array = npt.NDArray[np.float32]
 Make = Callable[..., Path]
@@ -30,6 +30,9 @@ def _convert(source: Path, x_NCHW: Array = X_NCHW, *, batch: int = 1) -> tuple[o
     """Convert to fp16.onnx beside `source`. Whatever the graph: valid, opened by an engine, float32 at its borders."""
     target = source.with_name("fp16.onnx")
     record = convert_fp16(source, target, x_NCHW, batch=batch)
+    if record.outcome == "kept":
+        assert not target.exists()
+        return onnx.load(source), record
     onnx.checker.check_model(target, full_check=True)
     open_cpu_session(target)
     model, before = onnx.load(target), onnx.load(source)
@@ -63,6 +66,21 @@ def _dtypes(model: onnx.ModelProto) -> dict[str, int]:
     return {tensor.name: tensor.data_type for tensor in model.graph.initializer}
 
 
+def _assert_told_truly(path: Path, x_NCHW: Array = X_NCHW[:1]) -> None:
+    """The file tells element type and shape of all that flows between its nodes, as the engine then finds them."""
+    model = onnx.load(path)
+    told = {value.name: value.type.tensor_type for value in model.graph.value_info}
+    finals = {value.name for value in model.graph.output}
+    assert told.keys() == {name for node in model.graph.node for name in node.output} - finals
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in told)
+    for name, array in (
+        OrtSession(model.SerializeToString(), provider=CPU, optimise=False).run({"input": x_NCHW}).items()
+    ):
+        if name in told:
+            assert [dim.dim_value for dim in told[name].shape.dim] == list(array.shape), name
+            assert helper.tensor_dtype_to_np_dtype(told[name].elem_type) == array.dtype, name
+
+
 # --- a graph that fits ---
 
 
@@ -74,10 +92,15 @@ def test_plain_graph_is_converted_whole_and_half_as_large(make_onnx: Make) -> No
         w2=RNG.normal(0, 0.1, (128, 64, 1, 1)).astype(np.float32),
     )  # fmt: skip
     model, record = _convert(source)
+    _assert_told_truly(source.with_name("fp16.onnx"))
     assert set(_dtypes(model).values()) == {TensorProto.FLOAT16}
     assert _operators(model) == ["Cast", "Conv", "LeakyRelu", "Conv", "GlobalAveragePool", "Cast"]
     assert (record.name, record.outcome) == ("fp16", "done")
-    assert record.facts == {"num_images": 4, "fp32_nodes": [], "clamped_weights": []}
+    assert record.facts == {
+        "num_images": 4, "fp32_nodes": [], "clamped_weights": [],
+        "operators_before": {"Conv": 2, "GlobalAveragePool": 1, "LeakyRelu": 1},
+        "operators_after": {"Cast": 2, "Conv": 2, "GlobalAveragePool": 1, "LeakyRelu": 1},
+    }  # fmt: skip
     assert "4 of 4 nodes in FP16" in record.detail
     assert "no weight clamped" in record.detail
     assert 0.48 < source.with_name("fp16.onnx").stat().st_size / source.stat().st_size < 0.54
@@ -88,7 +111,11 @@ def test_tiny_network(tiny_raw: Path, tiny_x_NCHW: Array, tmp_path: Path) -> Non
     target = tmp_path / "tiny.fp16.onnx"
     convert_fp16(tiny_raw, target, tiny_x_NCHW, batch=1)
     onnx.checker.check_model(target, full_check=True)
-    assert 0.45 < target.stat().st_size / tiny_raw.stat().st_size < 0.55
+    halved, whole = (
+        sum(len(tensor.raw_data) for tensor in onnx.load(path).graph.initializer) for path in (target, tiny_raw)
+    )
+    assert 0.49 < halved / whole < 0.51
+    _assert_told_truly(target, tiny_x_NCHW[:1])
     for runtime in ("ort-cpu", "fp16-rounding"):
         got, expected = _run(target, tiny_x_NCHW[:1], runtime), _run(tiny_raw, tiny_x_NCHW[:1], "ort-cpu")
         assert relative_l2(got["logits"], expected["logits"]) < 1e-2  # type: ignore[arg-type]
@@ -131,7 +158,7 @@ def test_overflow_keeps_its_nodes_in_float32(make_onnx: Make) -> None:
 
 def test_without_the_island_it_does_overflow(make_onnx: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the test above sees a guard at work, and the rounding runtime can see the fault."""
-    monkeypatch.setattr(fp16, "HEADROOM", 1e-9)
+    monkeypatch.setattr(fp16_plan, "HEADROOM", 1e-9)
     source = make_onnx(OVERFLOW, **UP_DOWN)
     _, record = _convert(source)
     assert "s" not in _reasons(record)
@@ -246,6 +273,39 @@ def test_detail_names_four_nodes_and_counts_the_rest(make_onnx: Make) -> None:
     assert "a (overflow" in record.detail
     assert "e (overflow" not in record.detail
     assert "and 2 more" in record.detail
+
+
+# --- FP16 in name alone ---
+
+
+def test_no_file_where_every_node_would_stay_float32(make_onnx: Make) -> None:
+    source = make_onnx(HEAD + " { h = Mul(input, k)  y = Neg(h) }", k=np.float32([50000.0]))
+    _, record = _convert(source)
+    assert (record.name, record.outcome) == ("fp16", "kept")
+    assert record.detail.startswith(
+        "no FP16 file: nothing that computes can be in FP16; 2 of 2 nodes stay FP32: h (over"
+    )
+    assert not source.with_name("fp16.onnx").exists()
+
+
+def test_no_file_where_all_convolutions_would_stay_float32(make_onnx: Make) -> None:
+    """The activation alone would be in FP16: the weights, which are the file, would not."""
+    w = np.full((3, 3, 1, 1), 60000.0, np.float32)
+    text = HEAD + " { c = Conv(input, w)  s = Mul(c, down)  y = Relu(s) }"
+    _, record = _convert(make_onnx(text, w=w, down=np.float32([1e-6])))
+    assert record.outcome == "kept"
+    assert "y" not in _reasons(record)
+
+
+def test_node_of_another_domain_stays_float32(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 18, "com.microsoft": 1]> graph
+        (float[1, 3, 8, 8] input) => (float[1, 3, 8, 8] y) <float[1, 3, 8, 8] h> {
+            [named] h = com.microsoft.QuickGelu(input)  [after] y = Relu(h) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "source.onnx")
+    record = convert_fp16(tmp_path / "source.onnx", tmp_path / "fp16.onnx", X_NCHW, batch=1)
+    assert record.outcome == "done"
+    assert _reasons(record) == {"named": "operator: of com.microsoft, which may know float32 alone"}
+    _assert_close(tmp_path / "source.onnx")
 
 
 # --- forms of graphs ---

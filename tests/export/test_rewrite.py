@@ -11,7 +11,7 @@ import pytest
 
 from cspdeploy.export.rewrite import split_expansion_convolutions, write_model
 from cspdeploy.runtimes.base import Outputs
-from cspdeploy.runtimes.ort import CPU, OrtSession
+from cspdeploy.runtimes.ort import CPU, OrtSession, open_cpu_session
 
 Array = npt.NDArray[np.float32]
 Make = Callable[..., Path]
@@ -72,6 +72,15 @@ def test_convolution_before_a_split_becomes_two(make_onnx: Make, nodes: str) -> 
     assert (
         sum(len(tensor.raw_data) for tensor in model.graph.initializer) == W.nbytes + B.nbytes
     )  # the old ones are gone
+
+
+def test_shapes_that_are_known_stay_known(make_onnx: Make) -> None:
+    nodes = CONV + "  a = LeakyRelu(c)  p, q = Split<axis = 1>(a, s)"
+    source = make_onnx(f"{UNEQUAL} {{ {nodes} }}", w=W, b=B, s=np.array([3, 5]))
+    onnx.save(onnx.shape_inference.infer_shapes(onnx.load(source)), source)
+    model = _assert_rewritten(source)
+    told = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.value_info}
+    assert told == {"c/part0": [1, 3, 6, 6], "c/part1": [1, 5, 6, 6]}
 
 
 def test_alpha_of_the_activation_is_kept(make_onnx: Make) -> None:
@@ -202,3 +211,19 @@ def test_ir_version_is_capped(make_onnx: Make, tmp_path: Path) -> None:
     model.ir_version = 12
     write_model(model, tmp_path / "written.onnx")
     assert onnx.load(tmp_path / "written.onnx").ir_version == 10
+
+
+def test_sizes_of_an_old_split_are_an_attribute(tmp_path: Path) -> None:
+    """Up to opset 12; taken for equal parts, the rewrite would cut the channels elsewhere."""
+    text = """<ir_version: 7, opset_import: ["": 12]> graph
+        (float[1, 3, 4, 4] input) => (float[1, 2, 4, 4] a, float[1, 6, 4, 4] b) {
+            c = Conv(input, w)  a, b = Split<axis = 1, split = [2, 6]>(c) }"""
+    model = onnx.parser.parse_model(text)
+    w = np.random.default_rng(0).normal(size=(8, 3, 1, 1)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    onnx.save(model, tmp_path / "source.onnx")
+    assert split_expansion_convolutions(tmp_path / "source.onnx", tmp_path / "target.onnx") == 1
+    feeds = {"input": np.ones((1, 3, 4, 4), np.float32)}
+    expected, got = (open_cpu_session(tmp_path / name).run(feeds) for name in ("source.onnx", "target.onnx"))
+    for name in ("a", "b"):
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-6)

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cspdeploy.core.types import StepRecord
 from cspdeploy.export import simplify
+from cspdeploy.export.rewrite import count_operators
 from cspdeploy.export.simplify import start_simplify
 from cspdeploy.runtimes.ort import open_cpu_session
 
@@ -44,6 +45,8 @@ def test_simplified_graph_is_smaller_and_computes_the_same(tiny_raw: Path, tmp_p
     before, after = onnx.load(tiny_raw), onnx.load(target)
     assert record.facts["nodes_before"] == len(before.graph.node)
     assert record.facts["nodes_after"] == len(after.graph.node) <= len(before.graph.node)
+    assert record.facts["operators_before"] == count_operators(before.graph)
+    assert record.facts["operators_after"] == count_operators(after.graph)
     onnx.checker.check_model(target, full_check=True)
     feeds = {"input": tiny_x_NCHW[:1]}
     expected, got = (open_cpu_session(path).run(feeds)["logits"] for path in (tiny_raw, target))

@@ -122,7 +122,7 @@ def test_classifier_from_cfg_and_weights_to_a_verified_bundle(
     assert folder == tmp_path / "out" / "my-net"
     provenance = read_manifest(folder).spec.provenance
     assert (provenance.source, provenance.weights_sha256) == ("user", file_sha256(weights))
-    found = verify_bundles([folder], VerifySettings(latency=None))
+    found = verify_bundles([folder], VerifySettings(isolate=False, latency=None))
     assert {row.verdict for row in found.rows} == {"pass"}, found.first_break
     assert any(row.artifact == "eager" for row in found.rows)  # the network of the manifest, with the .weights file
     predictor = Predictor.open(folder)
@@ -142,7 +142,7 @@ def test_raw_heads_of_a_detector(make: Callable[[str], tuple[Path, Path]], photo
     assert [(value.name, value.shape) for value in artifact.outputs] == [
         ("head_s8", (1, 14, 4, 6)), ("head_s4", (1, 14, 8, 12)),
     ]  # fmt: skip
-    found = verify_bundles([folder], VerifySettings(latency=None))
+    found = verify_bundles([folder], VerifySettings(isolate=False, latency=None))
     assert {row.verdict for row in found.rows} == {"pass"}, found.first_break
     outputs = Predictor.open(folder).outputs(read_golden(folder / "golden.npz").images[0])
     assert list(outputs) == ["head_s8", "head_s4"]
@@ -194,7 +194,7 @@ def test_weights_that_were_changed_are_not_the_bundles_original(
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
-    rows = verify_bundles([folder], VerifySettings(latency=None)).rows
+    rows = verify_bundles([folder], VerifySettings(isolate=False, latency=None)).rows
     assert {row.verdict for row in rows if row.artifact == "eager"} == {"not-checkable"}
 
 
@@ -317,7 +317,7 @@ def test_manifest_holds_the_whole_network(
     shutil.rmtree(photos)
     network = json.loads((folder / "manifest.json").read_text())["spec"]["network"]
     assert network["family"] == "darknet"
-    rows = verify_bundles([folder], VerifySettings(latency=None)).rows
+    rows = verify_bundles([folder], VerifySettings(isolate=False, latency=None)).rows
     assert {row.verdict for row in rows} == {"pass"}
 
 

@@ -28,7 +28,7 @@ from cspdeploy.core.types import Artifact, Manifest, StepRecord, TensorInfo, Tim
 from cspdeploy.export import simplify
 from cspdeploy.nets.registry import build
 from cspdeploy.nets.weights import write_safetensors
-from cspdeploy.pipeline import recipe
+from cspdeploy.pipeline import graph_steps
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 from cspdeploy.runtimes.ort import open_cpu_session
 
@@ -105,7 +105,8 @@ def test_facts_of_the_manifest(tiny_bundle: Path, tiny_models: Path, tiny_spec: 
         "model": "tiny", "weights": str(weights), "size_px": [32, 32], "features": False, "strides": [],
         "labels": str(tiny_models / "tiny" / "labels.txt"),
         "fp16": True, "opset": 18,
-        "dynamic_batch": False, "images": f"{tiny_models / 'tiny' / 'calibration.npz'} ({digest})",
+        "dynamic_batch": False, "preprocess": None, "target": None,
+        "images": f"{tiny_models / 'tiny' / 'calibration.npz'} ({digest})",
     }  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def test_artifacts_are_what_the_manifest_says(tiny_bundle: Path) -> None:
         assert session.outputs == ["logits"]
         assert onnx.load(path).opset_import[0].version == artifact.opset
     sizes = {artifact.kind: artifact.num_bytes for artifact in read_manifest(tiny_bundle).artifacts}
-    assert sizes["onnx-fp16"] < 0.55 * sizes["onnx"]
+    assert sizes["onnx-fp16"] < 0.6 * sizes["onnx"]  # names and shapes do not halve, and here weights are few
 
 
 def test_golden_holds_real_images_and_not_those_that_fp16_is_ranged_on(
@@ -160,7 +161,7 @@ def test_same_inputs_give_the_same_bytes(tiny_bundle: Path, tiny_models: Path, o
     ]  # fmt: skip
     done = subprocess.run(command, cwd=Path(cspdeploy.__file__).parents[1], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert set(_contents(output / "tiny")) == FILES
+    assert set(_contents(output / "tiny")) == FILES | {"report.html"}  # which carries no hash
     first, second = _contents(tiny_bundle), _contents(output / "tiny")
     assert [name for name in sorted(FILES) if first[name] != second[name]] == []
 
@@ -263,7 +264,7 @@ def test_split_expansion_must_not_measure_slower(
     verdict: Literal["faster", "slower"],
     outcome: str,
 ) -> None:
-    monkeypatch.setattr(recipe, "measure_latency", lambda calls, settings: _fixed_timings(verdict))
+    monkeypatch.setattr(graph_steps, "measure_latency", lambda calls, settings: _fixed_timings(verdict))
     step = _step(export(), "split-expansion")
     assert (step.outcome, step.facts["convolutions"]) == (outcome, 3)
     operators = [node.op_type for node in onnx.load(output / "tiny" / "tiny.onnx").graph.node]
@@ -282,7 +283,7 @@ def test_split_expansion_that_is_not_exact_is_not_taken(
         onnx.save(model, target)
         return 3
 
-    monkeypatch.setattr(recipe, "split_expansion_convolutions", spoil)
+    monkeypatch.setattr(graph_steps, "split_expansion_convolutions", spoil)
     step = _step(export(), "split-expansion")
     assert (step.outcome, step.detail) == ("kept", "not rewritten: outputs differ")
     assert "Split" in [node.op_type for node in onnx.load(output / "tiny" / "tiny.onnx").graph.node]
@@ -328,7 +329,7 @@ def test_features_are_a_bundle_of_their_own(features_bundle: Path) -> None:
 
 
 def test_every_rung_of_a_features_bundle_holds(features_bundle: Path) -> None:
-    report = verify_bundles([features_bundle], VerifySettings(latency=None))
+    report = verify_bundles([features_bundle], VerifySettings(isolate=False, latency=None))
     assert {row.verdict for row in report.rows} == {"pass"}, report.first_break
     assert {(row.artifact, row.runtime) for row in report.rows} >= {
         ("eager", "torch-cpu"), ("torchscript", "torchscript-cpu"), ("onnx", "ort-cpu"), ("onnx-fp16", "fp16-rounding"),
@@ -349,7 +350,7 @@ def test_fault_in_one_feature_map_is_found(features_bundle: Path, tmp_path: Path
         entry["sha256"] = file_sha256(folder / entry["file"])
         entry["num_bytes"] = (folder / entry["file"]).stat().st_size
     (folder / "manifest.json").write_text(json.dumps(data))
-    report = verify_bundles([folder], VerifySettings(latency=None, runtimes=("ort-cpu",)))
+    report = verify_bundles([folder], VerifySettings(isolate=False, latency=None, runtimes=("ort-cpu",)))
     rows = {row.artifact: row for row in report.rows}
     assert rows["onnx"].verdict == "numeric"
     assert rows["onnx"].reason.startswith("features_s8: ")
@@ -362,7 +363,7 @@ def test_labelled_accuracy_of_features_is_refused(features_bundle: Path, tmp_pat
         name="d/test", labels=tuple(f"label {i}" for i in range(10)), classes=np.array([0, 1]), stored=images, paths=()
     )
     with pytest.raises(InputError, match="gives features_s2, features_s8, not classes"):
-        verify_bundles([features_bundle], VerifySettings(latency=None, accuracy=data))
+        verify_bundles([features_bundle], VerifySettings(isolate=False, latency=None, accuracy=data))
 
 
 def test_strides_without_features_are_refused(tiny_models: Path, output: Path) -> None:

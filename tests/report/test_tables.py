@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any
 
@@ -7,8 +8,17 @@ import pytest
 from rich.console import Console, RenderableType
 
 from cspdeploy.cli.render import NARROWEST_TABLE, print_renderable
-from cspdeploy.core.types import ParityRow, Timing, VerifyReport
-from cspdeploy.report.tables import UNTRAINED, format_bytes, render_bench, render_verify
+from cspdeploy.core.types import (
+    ColdStart,
+    Limit,
+    MemoryUse,
+    ParityRow,
+    PlacedNode,
+    Regression,
+    Timing,
+    VerifyReport,
+)
+from cspdeploy.report.tables import UNTRAINED, format_bytes, render_verify
 
 BUNDLE = "exported/cspdarknet53"
 
@@ -134,8 +144,7 @@ def test_each_bundle_has_its_table() -> None:
 
 
 def test_warnings_are_told() -> None:
-    for render in (render_verify, render_bench):
-        assert "warning: noisy machine" in _text(render(_report(GOOD, warnings=("noisy machine",))))
+    assert "warning: noisy machine" in _text(render_verify(_report(GOOD, warnings=("noisy machine",))))
 
 
 def test_speed_is_against_the_reference() -> None:
@@ -143,29 +152,11 @@ def test_speed_is_against_the_reference() -> None:
     _assert_whole(text, "1.00x", "1.37x faster")
 
 
-def test_bench() -> None:
-    report = _report(REFERENCE, GOOD, NOT_CHECKABLE)
-    text = _text(render_bench(report))
-    _assert_whole(
-        text, f"{BUNDLE} (speed against eager on torch-cpu)", "22.22", "22.11 to 22.35", "23.47", "57", "1.00x",
-        "12.34", "12.23 to 12.47", "13.59", "1.37x faster",
-    )  # fmt: skip
-    assert "torchscript-cpu" not in text  # not timed
-
-
-def test_bench_shows_what_could_not_be_timed() -> None:
-    broken = _row("onnx-fp16", "ort-cpu", "error", reason="tiny.fp16.onnx: ONNX Runtime cannot open it")
-    text = " ".join(_text(render_bench(_report(REFERENCE, broken))).split())
-    assert "onnx-fp16" in text
-    assert "cannot open it" in text
-
-
 @pytest.mark.parametrize("width", [1, 8, 20, 40, 79])
 def test_narrow_terminal_does_not_crash(width: int) -> None:
     report = _report(*ALL, warnings=("noisy machine",), untrained=(BUNDLE,))
-    for render in (render_verify, render_bench):
-        text = _text(render(report), width=width)
-        assert max(len(line) for line in text.splitlines()) <= max(width, 8)
+    text = _text(render_verify(report), width=width)
+    assert max(len(line) for line in text.splitlines()) <= max(width, 8)
 
 
 @pytest.mark.parametrize("name", ["exported/tiny[old]", "exported/[/tiny]", "exported/[bold]tiny", "exported/:cat:"])
@@ -173,17 +164,15 @@ def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> 
     good = _row("onnx", "ort-cpu", bundle=name, timing=_timing(1.0, "reference", 1.0))
     broken = _row("onnx-fp16", "ort-cpu", "error", bundle=name, reason="got [n, 3], expected [/n]")
     report = _report(good, broken, untrained=(name,), warnings=("[red]",))
-    for render in (render_verify, render_bench):
-        print_renderable(render(report))
-        text = capsys.readouterr().out
-        assert name in text
-        assert "[/n]" in text
-        assert "[red]" in text
+    print_renderable(render_verify(report))
+    text = capsys.readouterr().out
+    assert name in text
+    assert "[/n]" in text
+    assert "[red]" in text
 
 
 def test_nothing_in_it() -> None:
     assert "PASS: 0 of 0" in _text(render_verify(_report()))
-    assert _text(render_bench(_report())).strip() == ""
 
 
 @pytest.mark.parametrize(
@@ -191,3 +180,75 @@ def test_nothing_in_it() -> None:
 )
 def test_bytes(num_bytes: int, text: str) -> None:
     assert format_bytes(num_bytes) == text
+
+
+# --- as wide as the terminal ---
+
+FULL = _row(
+    "torchscript", "torchscript-cpu", num_bytes=110_700_000, rel_l2=2.34e-7, limit=3.21e-6, top1_agreement=0.984375,
+    timing=_timing(112.34, "indistinguishable", 1.01), top1=0.93125,
+    cold=ColdStart(import_ms=1000.0, open_ms=200.0, first_run_ms=34.0),
+    memory=MemoryUse(opened_bytes=300_000_000, peak_bytes=456_700_000),
+)  # fmt: skip
+
+
+def test_everything_fits_into_a_log() -> None:
+    row = dataclasses.replace(FULL, top1=None)
+    text = _text(render_verify(_report(PREPROCESS, row, NOT_CHECKABLE)))
+    _assert_whole(text, "110.7 MB", "98.44 %", "112.34", "113.59", "1.01x unclear", "1234", "456.7 MB")
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= NARROWEST_TABLE
+
+
+@pytest.mark.parametrize("width", [NARROWEST_TABLE, 120, 100])
+def test_narrower_terminal_shows_fewer_columns_and_cuts_no_number(width: int) -> None:
+    text = _text(render_verify(_report(PREPROCESS, FULL, NOT_CHECKABLE)), width=width)
+    _assert_whole(text, "torchscript-cpu", "2.3e-07", "3.2e-06", "93.12 %", "112.34", "1.01x unclear")
+    assert "456.7 MB" not in text
+
+
+# --- limits that were given, nodes elsewhere, TF32, what to do next ---
+
+
+def test_given_limit_is_told_in_its_cell_below_and_in_the_last_line() -> None:
+    limit = Limit(output="logits", rel_l2=0.02, why="given", overridden=True)
+    given = _row("onnx-fp16", "ort-cpu", rel_l2=1e-3, limit=0.02, limits=(limit,))
+    text = _text(render_verify(_report(GOOD, given)))
+    _assert_whole(text, "2.0e-02*", "* limit given with --tolerance for onnx-fp16")
+    assert text.rstrip().splitlines()[-1] == "PASS: 2 of 2 rows hold; 1 judged by limits given with --tolerance"
+    assert "*" not in _text(render_verify(_report(GOOD)))
+
+
+@pytest.mark.parametrize(("count", "more"), [(3, ""), (12, ""), (15, "and 3 more")])
+def test_nodes_elsewhere_are_named_up_to_a_number(count: int, more: str) -> None:
+    nodes = tuple(PlacedNode(provider="CPU", node=f"node_{i:02}", operator="Resize") for i in range(count))
+    row = _row("onnx", "ort-cuda", nodes_elsewhere=nodes, num_copies=4)
+    text = " ".join(_text(render_verify(_report(row))).split())
+    assert f"onnx on ort-cuda: {count} nodes run elsewhere: node_00 (Resize) on CPU; node_01" in text
+    assert text.count("(Resize)") == min(count, 12)
+    assert (more or "and") in text or not more
+    assert "onnx on ort-cuda: 4 copies between devices" in text
+
+
+def test_tf32_drift_is_told() -> None:
+    text = _text(render_verify(_report(_row("onnx", "ort-cuda", tf32_rel_l2=3.1e-4))))
+    assert "onnx on ort-cuda: timed with TF32 on, where its relative L2 is 3.1e-04" in text
+
+
+def test_next_step_stands_last_after_a_failure() -> None:
+    step = {"next_step": "cspdeploy blame exported/tiny.onnx --runtime ort-cpu"}
+    broken = _row("onnx", "ort-cpu", "numeric", reason="too far")
+    last = _text(render_verify(_report(broken, settings=step))).rstrip().splitlines()[-1]
+    assert last == f"next: {step['next_step']}"
+    assert "next:" not in _text(render_verify(_report(GOOD, settings=step)))
+
+
+def test_regressions_have_a_table() -> None:
+    worse = Regression(
+        artifact="onnx-fp16", runtime="ort-cpu", verdict="worse", reason="12.0 % larger", rel_l2=1.5e-3,
+        top1_agreement=0.99, old_bytes=100, new_bytes=112, latency="slower", ratio=0.8,
+    )  # fmt: skip
+    gone = Regression(artifact="onnx-int8", runtime="ort-cpu", verdict="gone")
+    text = _text(render_verify(_report(GOOD, against="old/tiny", regressions=(worse, gone))))
+    _assert_whole(
+        text, "against old/tiny", "worse", "12.0 % larger", "+12.0 %", "0.80x slower", "1.5e-03", "99 %", "gone"
+    )  # fmt: skip

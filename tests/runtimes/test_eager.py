@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from cspdeploy.nets.registry import build
 from cspdeploy.nets.weights import load_weights, read_state_dict
 from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.base import SessionRequest
-from cspdeploy.runtimes.torch_device import TorchSession
+from cspdeploy.runtimes.torch_device import UNPROFILED_RUNS, TorchSession
 
 X_NCHW = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
 
@@ -51,7 +53,9 @@ def test_bound_call_computes_each_time_without_gradients() -> None:
         seen.append((x.tolist(), torch.is_inference_mode_enabled()))
         return x
 
-    bound = TorchSession(compute, device="cpu", outputs=("y",)).bind({"x": np.array([1.5], np.float32)})
+    bound = TorchSession(compute, device="cpu", request=SessionRequest(path=Path("none"), outputs=("y",))).bind(
+        {"x": np.array([1.5], np.float32)}
+    )
     assert seen == []
     bound()
     bound()
@@ -60,3 +64,53 @@ def test_bound_call_computes_each_time_without_gradients() -> None:
 
 def test_probe() -> None:
     all_runtimes()["torch-cpu"].probe()
+
+
+def _double(**options: Any) -> TorchSession:
+    request = SessionRequest(path=Path("none"), outputs=("y",), **options)
+    return TorchSession(lambda x: x + x, device="cpu", request=request)
+
+
+def test_threads_are_those_of_the_request() -> None:
+    before = torch.get_num_threads()
+    try:
+        _double(num_threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+        _double()
+        assert torch.get_num_threads() == before + 1  # 0 leaves them
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_cuda_graph_is_refused() -> None:
+    with pytest.raises(InputError, match="ONNX Runtime alone"):
+        _double(cuda_graph=True)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_as_asked(monkeypatch: pytest.MonkeyPatch, tf32: bool) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=not tf32))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
+    TorchSession(lambda x: x, device="cuda", request=SessionRequest(path=Path("none"), tf32=tf32))
+    assert torch.backends.cuda.matmul.allow_tf32 == tf32
+    assert torch.backends.cudnn.allow_tf32 == tf32
+
+
+@pytest.mark.slow  # the profiler of PyTorch takes seconds to start
+def test_profile_is_of_the_runs_after_the_first(tmp_path: Path) -> None:
+    session = _double(profile=tmp_path)
+    call = session.bind({"x": np.ones(3, np.float32)})
+    for _ in range(UNPROFILED_RUNS + 4):
+        call()
+    found = {node.operator: node for node in session.end_profile()}
+    assert found["aten::add"].num_calls == 1
+    assert found["aten::add"].ms > 0
+    with pytest.raises(InputError, match="without one"):
+        session.end_profile()
+
+
+def test_profile_of_too_few_runs(tmp_path: Path) -> None:
+    session = _double(profile=tmp_path)
+    session.run({"x": np.ones(3, np.float32)})
+    with pytest.raises(InputError, match=f"expected more than {UNPROFILED_RUNS}"):
+        session.end_profile()

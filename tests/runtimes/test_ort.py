@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ from onnx import TensorProto
 
 from cspdeploy.core.errors import EXIT_NO_ENGINE, InputError, RuntimeUnavailableError
 from cspdeploy.runtimes.base import SessionRequest
-from cspdeploy.runtimes.ort import CPU, CUDA, RUNTIMES, OrtSession, open_cpu_session
+from cspdeploy.runtimes.ort import CPU, CUDA, RUNTIMES, OrtSession, find_copies, open_cpu_session
 
 THREE_NODES = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -153,3 +154,92 @@ def test_probe_computes_on_the_cpu() -> None:
 def test_probe_of_an_absent_device_says_so() -> None:
     with pytest.raises(RuntimeUnavailableError, match="CUDAExecutionProvider"):
         next(runtime for runtime in RUNTIMES if runtime.name == "ort-cuda").probe()
+
+
+def _session(text: str, **options: Any) -> OrtSession:
+    return OrtSession(onnx.parser.parse_model(text).SerializeToString(), provider=CPU, **options)
+
+
+def test_nodes_are_listed_one_by_one_and_need_no_copies() -> None:
+    session = _session(THREE_NODES, optimise=False)
+    assert sorted((node.operator, node.provider) for node in session.nodes) == [
+        ("Add", CPU), ("Exp", CPU), ("Neg", CPU)
+    ]  # fmt: skip
+    assert session.num_copies == 0
+
+
+def test_copies_are_read_from_the_graph_that_the_engine_wrote(tmp_path: Path) -> None:
+    """As ONNX Runtime writes it for CUDA, where a node has no kernel there."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[2] x) => (float[2] y) {
+        there = MemcpyFromHost(x)
+        back = MemcpyToHost(there)
+        y = Neg(back)
+    }"""
+    found = find_copies(_write(tmp_path / "optimised.onnx", text), provider=CUDA)
+    assert [(node.operator, node.provider) for node in found] == [("MemcpyFromHost", CUDA), ("MemcpyToHost", CUDA)]
+    assert find_copies(_write(tmp_path / "three.onnx", THREE_NODES), provider=CUDA) == ()
+
+
+def test_engine_that_cannot_write_its_graph_tells_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = _session(THREE_NODES)
+    session._provider = CUDA
+    session._source = b"gone"
+    assert session.num_copies is None
+    assert session.nodes == session._assigned
+
+
+def test_finished_graph_of_a_real_session_is_written_and_read() -> None:
+    session = _session(THREE_NODES)
+    session._provider = CUDA  # the rest is the CPU's, which copies nothing
+    assert session.num_copies == 0
+
+
+def test_threads_and_optimisation_are_those_of_the_request(tmp_path: Path) -> None:
+    path = _write(tmp_path / "three.onnx", THREE_NODES)
+    runtime = next(runtime for runtime in RUNTIMES if runtime.name == "ort-cpu")
+    session = runtime.open(SessionRequest(path=path, num_threads=1, optimise=False))
+    options = session._session.get_session_options()  # type: ignore[attr-defined]
+    assert options.intra_op_num_threads == 1
+    assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+
+@pytest.mark.parametrize(("tf32", "graph"), [(False, False), (True, False), (False, True)])
+def test_tf32_and_graphs_reach_the_engine(monkeypatch: pytest.MonkeyPatch, tf32: bool, graph: bool) -> None:
+    given: list[Any] = []
+
+    def refuse(*arguments: Any, providers: list[Any]) -> None:
+        given.append(providers[0])
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(RuntimeError, match="seen"):
+        OrtSession(b"", provider=CUDA, tf32=tf32, cuda_graph=graph)
+    assert given[0][0] == CUDA
+    assert given[0][1]["use_tf32"] == str(int(tf32))
+    assert given[0][1]["enable_cuda_graph"] == str(int(graph))
+
+
+def test_cuda_graph_on_the_cpu_is_refused() -> None:
+    with pytest.raises(InputError, match=f"asked for on {CPU}"):
+        _session(THREE_NODES, cuda_graph=True)
+
+
+def test_output_shapes_without_a_run() -> None:
+    session = _session(THREE_NODES)
+    assert session.output_shapes({"x": np.ones((7, 2), np.float32)}) == {"small": (7, 2), "big": (7, 2)}
+    unknown = _session('<ir_version: 8, opset_import: ["" : 17]> g (float[N] x) => (int64[M, K] y) { y = NonZero(x) }')
+    with pytest.raises(InputError, match="a shape that is known"):
+        unknown.output_shapes({"x": np.ones(7, np.float32)})
+
+
+def test_outputs_bound_to_fixed_places_are_computed() -> None:
+    """As a CUDA graph needs them; here on the CPU."""
+    session = _session(PICK)
+    session._cuda_graph = True
+    call = session.bind({"table": np.array([1.0, 2.0, 3.0], np.float32), "index": np.array([2])})
+    call()
+    outside = session.bind({"table": np.array([1.0, 2.0, 3.0], np.float32), "index": np.array([3])})
+    with pytest.raises(Exception, match="out of data bounds"):
+        outside()

@@ -9,7 +9,7 @@ import pytest
 
 import cspdeploy.runtimes
 from cspdeploy.core.errors import EXIT_NO_ENGINE, InputError, RuntimeUnavailableError
-from cspdeploy.runtimes import all_runtimes, available_runtimes, require_runtime
+from cspdeploy.runtimes import all_runtimes, require_runtime
 from cspdeploy.runtimes.ort import CUDA
 
 NEW_ENGINE = """
@@ -33,6 +33,7 @@ def fresh_registry() -> Iterator[None]:
 def test_names_and_devices() -> None:
     assert set(all_runtimes()) == {
         "torch-cpu", "torch-cuda", "torchscript-cpu", "torchscript-cuda", "ort-cpu", "ort-cuda", "fp16-rounding",
+        "onnx-fp64",
     }  # fmt: skip
     for name, runtime in all_runtimes().items():
         assert runtime.name == name
@@ -48,7 +49,7 @@ def test_cpu_comes_first() -> None:
 def test_every_file_with_an_engine_is_found() -> None:
     folder = Path(cspdeploy.runtimes.__file__).parent
     files = [path.stem for path in folder.glob("*.py") if "\nRUNTIMES = " in path.read_text()]
-    assert sorted(files) == ["eager", "fp16_rounding", "ort", "torchscript"]
+    assert sorted(files) == ["eager", "fp16_rounding", "onnx_fp64", "ort", "torchscript"]
     defined = [runtime for name in files for runtime in importlib.import_module(f"cspdeploy.runtimes.{name}").RUNTIMES]
     assert len(defined) == len(all_runtimes())
     for runtime in defined:
@@ -61,10 +62,18 @@ def test_new_engine_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cspdeploy.runtimes, "__path__", [*cspdeploy.runtimes.__path__, str(tmp_path)])
     assert "abacus-cpu" in all_runtimes()
     assert "ort-cpu" in all_runtimes()
-    assert "abacus-cpu" not in [runtime.name for runtime in available_runtimes()]
     with pytest.raises(RuntimeUnavailableError, match="--runtime abacus-cpu: no abacus here") as caught:
         require_runtime("abacus-cpu")
     assert caught.value.fix == "buy one"
+
+
+@pytest.mark.usefixtures("fresh_registry")
+def test_what_is_no_runtime_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without that engine has the others."""
+    (tmp_path / "helper.py").write_text("import an_engine_that_is_not_here\n# no RUNTIMES in it\n")
+    (tmp_path / "abacus.py").write_text(NEW_ENGINE)
+    monkeypatch.setattr(cspdeploy.runtimes, "__path__", [*cspdeploy.runtimes.__path__, str(tmp_path)])
+    assert {"abacus-cpu", "ort-cpu"} <= all_runtimes().keys()
 
 
 def test_unknown_runtime_suggests_the_nearest() -> None:
@@ -85,7 +94,6 @@ def test_device_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
         require_runtime("ort-cuda")
     assert caught.value.exit_code == EXIT_NO_ENGINE == 3
     assert "cspdeploy[gpu]" in caught.value.fix
-    assert "ort-cuda" not in [runtime.name for runtime in available_runtimes()]
 
 
 def test_runtime_reads_its_own_formats_and_precisions() -> None:

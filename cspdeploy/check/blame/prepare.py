@@ -1,0 +1,272 @@
+"""What is asked, and all that follows from it before anything is traced: artifact, reference, inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cspdeploy.check.blame.measure import exact_distance
+from cspdeploy.check.blame.onnx_source import DEFAULT_BUDGET_BYTES
+from cspdeploy.check.blame.open import (
+    Named,
+    as_calls,
+    choose_runtime,
+    name_candidate,
+    name_file,
+    open_origin,
+    open_source,
+)
+from cspdeploy.check.blame.reference import Origin
+from cspdeploy.check.loose_file import file_subject
+from cspdeploy.check.subject import Subject, bundle_subject
+from cspdeploy.check.tolerance import tolerance_for
+from cspdeploy.core.bundle import MANIFEST_FILE, read_manifest
+from cspdeploy.core.catalog import EAGER
+from cspdeploy.core.errors import InputError
+from cspdeploy.core.trace import TraceSource
+from cspdeploy.runtimes.base import Runtime
+
+__all__ = ["GOLDEN", "BlameRequest", "Prepared", "prepare"]
+
+Array = npt.NDArray[Any]
+
+GOLDEN, ITSELF = "golden", "itself"
+MAX_PIXELS = 1 << 17
+"""Of the inputs that are traced: 2 images at 256 px."""
+MAX_INPUTS = 8
+"""And no more than so many, however small: a fault of the graph shows on any of them, one of rounding or range on those
+that come out worst, which are the ones taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlameRequest:
+    """What to look for.
+
+    Attributes:
+        artifact: an ONNX or TorchScript file, of a bundle or by itself.
+        against: "golden": the original of the artifact's bundle; "itself": the artifact in FP64; or the path of another
+            file; empty: golden inside a bundle, which a file by itself must be told.
+        runtime: on which the artifact is run; None: the first choice for it.
+        against_runtime: on which the reference is run; None: in FP64.
+        images, contract: folder of real images for a file by itself, and how they are prepared.
+        budget_bytes: of tensors that are kept at once.
+        max_inputs: as many of the inputs are traced at most, the first ones; None: those that come out worst, as many
+            as there is use for.
+    """
+
+    artifact: Path
+    against: str = ""
+    runtime: str | None = None
+    against_runtime: str | None = None
+    images: Path | None = None
+    contract: str | None = None
+    budget_bytes: int = DEFAULT_BUDGET_BYTES
+    max_inputs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Ready to be traced. `calls` and `reference_calls` are the same inputs under each one's own names."""
+
+    named: Named
+    runtime: Runtime
+    source: TraceSource
+    origin: Origin
+    calls: list[dict[str, Array]]
+    reference_calls: list[dict[str, Array]]
+    num_inputs: int
+    notes: tuple[str, ...]
+
+
+def prepare(request: BlameRequest, *, folder: Path) -> Prepared:
+    """Open both sides and choose the inputs.
+
+    Args:
+        folder: for edited copies of files; must outlive what is returned.
+
+    Raises:
+        InputError: a file that cannot be read, no reference, or two files that do not take the same inputs.
+        RuntimeUnavailableError: a runtime that is needed is missing.
+        TamperedError: a file of a bundle is not that of its manifest.
+    """
+    subject = _subject_of(request.artifact)
+    named = _named_in(subject, request.artifact) or name_file(request.artifact)
+    runtime = choose_runtime(named, request.runtime)
+    origin, theirs, notes = _origin(request, named, subject, folder=folder)
+    feeds, more = _feeds(request, named, theirs, subject)
+    batch = _common_batch(named, theirs)
+    if batch is None and subject is None:
+        feeds = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+    source = open_source(named, runtime, folder=folder, budget_bytes=request.budget_bytes)
+    if request.max_inputs is not None:
+        count = max(batch or 1, request.max_inputs)
+        feeds = {name: np.ascontiguousarray(array[:count]) for name, array in feeds.items()}
+    calls = as_calls(feeds, batch)
+    if subject is not None and request.max_inputs is None:
+        feeds = _worst(subject, feeds, _output_errors(subject, source, named, calls), batch)
+        calls = as_calls(feeds, batch)
+    return Prepared(
+        named=named, runtime=runtime, source=source, origin=origin,
+        calls=[named.feeds(values) for values in calls], reference_calls=[theirs.feeds(values) for values in calls],
+        num_inputs=sum(len(values[0]) if values[0].ndim else 1 for values in calls), notes=(*notes, *more),
+    )  # fmt: skip
+
+
+def _subject_of(path: Path) -> Subject | None:
+    """The bundle that a file belongs to, if it does."""
+    folder = path.parent
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    try:
+        listed = [artifact.file for artifact in read_manifest(folder).artifacts]
+    except InputError:
+        return None
+    return bundle_subject(folder) if path.name in listed else None
+
+
+def _named_in(subject: Subject | None, path: Path) -> Named | None:
+    candidates = subject.candidates if subject else ()
+    return next((name_candidate(item) for item in candidates if item.path.name == path.name), None)
+
+
+def _origin(
+    request: BlameRequest, named: Named, subject: Subject | None, *, folder: Path
+) -> tuple[Origin, Named, list[str]]:
+    against = request.against or (GOLDEN if subject else "")
+    if not against:
+        raise InputError(
+            f"{request.artifact}: not of a bundle, so that nothing says what it should compute",
+            fix=f"--against FILE, or --against {ITSELF} for its own FP64",
+        )
+    if against == GOLDEN:
+        if subject is None:
+            raise InputError(f"--against {GOLDEN}: {request.artifact} is not of a bundle", fix="--against FILE")
+        theirs, notes = _original(subject, named)
+    else:
+        path = request.artifact if against == ITSELF else Path(against)
+        theirs, notes = _named_in(_subject_of(path), path) or name_file(path), []
+    return open_origin(theirs, folder=folder, runtime=request.against_runtime), theirs, notes
+
+
+def _original(subject: Subject, named: Named) -> tuple[Named, list[str]]:
+    """What stands for the golden outputs inside the network.
+
+    For the first files of the ladder the network itself. For those made from the FP32 ONNX file that file, whose
+    tensors have the same names, if its FP64 outputs are the golden ones; it is also taken where the weights that the
+    network was made from are not here.
+    """
+    eager = next((item for item in subject.candidates if item.format == EAGER and not item.absent), None)
+    plain = next((item for item in subject.candidates if item.format == "onnx" and item.precision == "fp32"), None)
+    derived = named.format == "onnx" and plain is not None and plain.path.name != named.path.name
+    if eager is not None and not derived:
+        return name_candidate(eager), []
+    if plain is not None:
+        file = name_candidate(plain)
+        reason = _disagrees(subject, file)
+        if not reason:
+            why = "" if eager is not None else ", since the weights that the bundle was made from are not here"
+            return file, [f"the reference is {plain.path.name} in FP64, whose outputs are the golden ones{why}"]
+        if eager is not None:
+            return name_candidate(eager), [f"{plain.path.name} is not the reference: {reason}"]
+        raise InputError(
+            f"{subject.name}: the weights are not here, and {plain.path.name} does not stand for them: {reason}",
+            fix="put the weights back where they were at export, or --against FILE",
+        )
+    raise InputError(
+        f"{subject.name}: the weights that the bundle was made from are not here",
+        fix="put them back where they were at export, or --against FILE",
+    )
+
+
+def _disagrees(subject: Subject, file: Named) -> str:
+    """Why a file's FP64 outputs are not the golden ones, on the first images; empty where they are."""
+    origin = open_origin(file, folder=file.path.parent)
+    values = as_calls({name: array[: file.batch or 2] for name, array in subject.feeds.items()}, file.batch)[0]
+    found: dict[str, list[Array]] = {name: [] for name in origin.exact.outputs}
+
+    def keep(name: str, array: Array, _constant: bool) -> None:
+        found[name].append(np.array(array))
+
+    origin.exact.trace([file.feeds(values)], keep, wanted=frozenset(found))
+    for name, arrays in found.items():
+        limit = tolerance_for("fp32", subject.floors[name]).rel_l2
+        gap = exact_distance(arrays, [subject.outputs_fp64[name][: len(values[0])]])
+        if not gap <= limit:
+            return f"its output {name} is at relative L2 {gap:.1e} of the golden one, limit {limit:.1e}"
+    return ""
+
+
+def _feeds(
+    request: BlameRequest, named: Named, theirs: Named, subject: Subject | None
+) -> tuple[Mapping[str, Array], list[str]]:
+    """Golden images of whichever side has some; else what the artifact's file asks for."""
+    other = subject or _subject_of(theirs.path)
+    if other is not None and request.images is None:
+        return other.feeds, []
+    file = named if named.format == "onnx" else theirs
+    if file.format != "onnx":
+        raise InputError(f"{named.path}: neither file says what inputs it takes", fix="--against an .onnx file")
+    found = file_subject(file.path, images=request.images, contract=request.contract, reference=False)
+    notes = ["the inputs are random numbers: --images DIR --preprocess CONTRACT for real ones"]
+    return found.feeds, notes if found.synthetic else []
+
+
+def _common_batch(named: Named, theirs: Named) -> int | None:
+    fixed = {item.batch for item in (named, theirs)} - {None}
+    if len(fixed) > 1:
+        raise InputError(
+            f"{named.path}: takes a batch of {named.batch}, {theirs.path} one of {theirs.batch}",
+            fix="--against a file with the same batch",
+        )
+    return next(iter(fixed), None)
+
+
+def _output_errors(
+    subject: Subject, source: TraceSource, named: Named, calls: list[list[Array]]
+) -> npt.NDArray[np.float64]:
+    """Of each golden input, the squared error of all outputs against the golden ones."""
+    names = list(named.outputs)
+    made: dict[str, list[Array]] = {}
+
+    def keep(name: str, array: Array, _constant: bool) -> None:
+        made.setdefault(name, []).append(np.array(array, np.float64))
+
+    feeds = [named.feeds(values) for values in calls]
+    final = getattr(source, "final_outputs", None)
+    if final is not None:
+        for outputs in final(feeds, optimise=False):
+            for name in names:
+                keep(name, outputs[name], False)
+    else:
+        source.trace(feeds[:1], lambda *_: None, wanted=())
+        own = list(source.outputs)
+        source.trace(feeds, keep, wanted=frozenset(own))
+        made = {name: made[tensor] for name, tensor in zip(names, own, strict=True)}
+    total = np.zeros(0)
+    for name in names:
+        found = np.concatenate(made[name])
+        exact = subject.outputs_fp64[name][: len(found)]
+        with np.errstate(all="ignore"):
+            off = np.square(found.reshape(len(found), -1) - exact.reshape(len(exact), -1)).sum(axis=1)
+        error = np.nan_to_num(off / max(float(np.square(exact).sum()), 1e-300), nan=np.inf)
+        total = error if not total.size else total + error
+    return total
+
+
+def _worst(
+    subject: Subject, feeds: Mapping[str, Array], errors: npt.NDArray[np.float64], batch: int | None
+) -> dict[str, Array]:
+    """The inputs that come out worst, as many as are traced, in their order."""
+    first = next(iter(feeds.values()))
+    pixels = int(np.prod(first.shape[2:])) if first.ndim > 2 else 1
+    step = batch or 1
+    count = min(
+        len(errors), max(step, MAX_INPUTS // step * step), max(step, MAX_PIXELS // max(1, pixels) // step * step)
+    )
+    chosen = np.sort(np.argsort(-errors, kind="stable")[: max(1, count)])
+    return {name: np.ascontiguousarray(array[chosen]) for name, array in subject.feeds.items()}

@@ -1,0 +1,61 @@
+"""A burst: runs in a row, the first ones untimed. The same code times a call in this process and in a child."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Protocol
+
+__all__ = ["Burst", "run_burst"]
+
+
+class Burst(Protocol):
+    """Something that can be timed, wherever it computes."""
+
+    def burst(self, *, min_runs: int, min_seconds: float, max_runs: int, lead_in_seconds: float) -> list[float]:
+        """Milliseconds of each timed run; see `run_burst`."""
+        ...
+
+
+def run_burst(
+    call: Callable[[], None],
+    *,
+    clock: Callable[[], float],
+    min_runs: int,
+    min_seconds: float,
+    max_runs: int,
+    lead_in_seconds: float,
+    between: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Milliseconds of each timed run: at least `min_runs` and `min_seconds` of them, `max_runs` at most.
+
+    Untimed runs go first, one at least, for `lead_in_seconds`: what ran before left the caches full of its own data,
+    and threads that spin for some milliseconds more.
+
+    Args:
+        call: computes once and returns when its device is done.
+        clock: seconds, monotonic.
+        between: called after each run, outside of what is timed.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # a collection in a timed run is Python's time, not the engine's
+    try:
+        started = clock()
+        while True:
+            call()
+            between()
+            if clock() - started >= lead_in_seconds:
+                break
+        samples_ms: list[float] = []
+        elapsed = 0.0
+        while len(samples_ms) < min_runs or (elapsed < min_seconds and len(samples_ms) < max_runs):
+            started = clock()
+            call()
+            seconds = clock() - started
+            between()
+            elapsed += seconds
+            samples_ms.append(1e3 * seconds)
+        return samples_ms
+    finally:
+        if collecting:
+            gc.enable()

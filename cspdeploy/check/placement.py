@@ -1,0 +1,54 @@
+"""Where the nodes of a graph really run, judged by the engine's own record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cspdeploy.core.types import PlacedNode
+from cspdeploy.runtimes.base import Runtime
+
+__all__ = ["Placement", "find_placement", "strict_problem"]
+
+COPIES = ("MemcpyToHost", "MemcpyFromHost")
+"""ONNX Runtime's own nodes between devices."""
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""What a session of that device is asked to run on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Nodes by provider, those not where they were asked to be, and copies; None: the engine tells nothing of nodes."""
+
+    counts: Mapping[str, int]
+    elsewhere: tuple[PlacedNode, ...]
+    num_copies: int | None
+
+
+def find_placement(
+    runtime: Runtime, *, counts: Mapping[str, int], nodes: tuple[PlacedNode, ...], num_copies: int | None
+) -> Placement:
+    """Judge the record of a session of `runtime`."""
+    asked = _PROVIDERS.get(runtime.device)
+    if not nodes or asked is None:
+        return Placement(counts=counts, elsewhere=(), num_copies=None)
+    elsewhere = tuple(node for node in nodes if node.provider != asked and node.operator not in COPIES)
+    return Placement(counts=counts, elsewhere=elsewhere, num_copies=num_copies)
+
+
+def strict_problem(runtime: Runtime, placement: Placement) -> str:
+    """Why the placement is not wholly that which was asked for, or empty."""
+    problems = []
+    if placement.elsewhere:
+        first = placement.elsewhere[0]
+        problems.append(
+            f"{len(placement.elsewhere)} of {sum(placement.counts.values())} nodes run elsewhere, the first "
+            f"{first.node} ({first.operator}) on {first.provider}"
+        )
+    if placement.num_copies:
+        problems.append(f"{placement.num_copies} copies between devices")
+    # On the CPU there is nowhere else to go, and PyTorch runs a module on one device or not at all.
+    if placement.num_copies is None and runtime.device != "cpu" and "onnx" in runtime.formats:
+        problems.append("the engine does not tell where its nodes run (ONNX Runtime does from 1.23 on)")
+    return "; ".join(problems)

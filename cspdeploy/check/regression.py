@@ -1,0 +1,261 @@
+"""A new bundle against an old one: what held and no longer does, what grew, what became slower. Shapes: N images."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+from cspdeploy.check.latency import measure_latency
+from cspdeploy.check.opening import CheckedSession, start_session
+from cspdeploy.check.rung_check import run_all
+from cspdeploy.check.rungs import Rung, list_rungs
+from cspdeploy.check.settings import Progress, VerifySettings
+from cspdeploy.check.subject import ORIGINAL, Subject, bundle_subject
+from cspdeploy.core.catalog import ACCURACY_BUDGET, EAGER
+from cspdeploy.core.errors import CspDeployError, InputError
+from cspdeploy.core.metrics import relative_l2, top_k
+from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.types import ParityRow, Regression
+from cspdeploy.runtimes.base import Outputs
+
+__all__ = ["compare_bundles", "require_comparable"]
+
+# Names, metadata and the order of a graph move a file by a few hundred bytes, of 600 kB for the smallest network of the
+# zoo: a thousandth. One layer that stays in FP32, or one that is no longer folded, moves it by more than this.
+SIZE_BUDGET = 0.01
+
+_NOT_RUN = ("not-checkable", "crash", "hang", "error")
+"""Verdicts of rows that have no outputs to compare."""
+
+Key = tuple[str, str]
+"""Artifact and runtime."""
+
+
+def compare_bundles(
+    old: Path,
+    new: Path,
+    *,
+    old_rows: Iterable[ParityRow],
+    new_rows: Iterable[ParityRow],
+    settings: VerifySettings,
+    progress: Progress = lambda what, done, total: None,
+) -> tuple[Regression, ...]:
+    """Compare every artifact on every runtime of either bundle.
+
+    Outputs are compared on the new bundle's golden images, each bundle preparing them by its own contract. They are
+    judged where both were made from the same weights; other weights give other outputs, which are only shown. Latency
+    is measured in pairs, old and new interleaved.
+
+    Args:
+        old_rows, new_rows: what `verify` found for each bundle; rows of other bundles are passed over.
+        settings: runtimes, latency (None: not measured), isolation and time limit.
+
+    Raises:
+        InputError: a bundle cannot be read, or its classes or outputs are not those of the other.
+        TamperedError: a file is not the one of its manifest.
+    """
+    before, after = require_comparable(old, new)
+    then, now = _by_key(old_rows, before), _by_key(new_rows, after)
+    pair = _Pair(before, after, settings)
+    keys = list(dict.fromkeys([*now, *then]))
+    found = []
+    for done, key in enumerate(keys):
+        progress(f"against {old.name}: {key[0]} on {key[1]}", done, len(keys))
+        found.append(pair.compare(key, then.get(key), now.get(key)))
+    return tuple(found)
+
+
+def _by_key(rows: Iterable[ParityRow], subject: Subject) -> dict[Key, ParityRow]:
+    """The rows of artifacts: the network itself and the preprocessing are not shipped."""
+    artifacts = {made.artifact for made in subject.candidates} - {EAGER, ORIGINAL}
+    return {
+        (row.artifact, row.runtime): row for row in rows if row.bundle == subject.name and row.artifact in artifacts
+    }
+
+
+def require_comparable(old: Path, new: Path) -> tuple[Subject, Subject]:
+    """Both bundles, of which the old one can stand in for the new one.
+
+    Raises:
+        InputError: one cannot be read, or its classes or outputs are not those of the other.
+        TamperedError: a file is not the one of its manifest.
+    """
+    before, after = bundle_subject(old), bundle_subject(new)
+    _require_alike(before, after)
+    return before, after
+
+
+def _require_alike(old: Subject, new: Subject) -> None:
+    shapes = [{name: array.shape[1:] for name, array in one.outputs_fp64.items()} for one in (old, new)]
+    what = ""
+    if old.task != new.task or shapes[0] != shapes[1]:
+        what = f"its outputs are {_describe(shapes[0])}, those of {new.name} {_describe(shapes[1])}"
+    elif old.labels != new.labels:
+        pair = next((pair for pair in zip_longest(old.labels, new.labels) if pair[0] != pair[1]), ("", ""))
+        what = f"its {len(old.labels)} classes are not those of {new.name}: '{pair[0]}' there, '{pair[1]}' here"
+    elif old.manifest is None or new.manifest is None or new.golden is None:
+        what = "is no bundle"
+    if what:
+        raise InputError(f"--against {old.name}: {what}", fix="compare bundles of the same classes and outputs")
+
+
+def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+
+
+@dataclass(slots=True)
+class _Judgement:
+    """What speaks for and against the new one."""
+
+    worse: list[str] = field(default_factory=list)
+    better: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def weigh(self, loss: float, *, budget: float, text: str) -> None:
+        """Say `text` where the loss, or the gain, is beyond the budget."""
+        if loss > budget:
+            self.worse.append(text)
+        elif loss < -budget:
+            self.better.append(text)
+
+    def apply(self, found: Regression) -> Regression:
+        verdict = "worse" if self.worse else "better" if self.better else "same"
+        reason = "; ".join([*self.worse, *self.better, *self.remarks])
+        return dataclasses.replace(found, verdict=verdict, reason=reason)  # type: ignore[arg-type]
+
+
+class _Pair:
+    """Two bundles, their inputs ready."""
+
+    def __init__(self, old: Subject, new: Subject, settings: VerifySettings) -> None:
+        self._settings = settings
+        self._classes = new.task == "classify"
+        self._same_weights = self._other_contract = False
+        x_NCHW = next(iter(new.feeds.values()))
+        if old.manifest is not None and new.manifest is not None and new.golden is not None:
+            old_spec, new_spec = old.manifest.spec, new.manifest.spec
+            sha256 = old_spec.provenance.weights_sha256
+            self._same_weights = bool(sha256) and sha256 == new_spec.provenance.weights_sha256
+            self._other_contract = old_spec.preprocess != new_spec.preprocess
+            if self._other_contract:
+                x_NCHW = preprocess(list(new.golden.images), old_spec.preprocess)
+        self._subjects = (dataclasses.replace(old, feeds=dict.fromkeys(old.feeds, x_NCHW)), new)
+        self._rungs = [
+            {
+                (rung.candidate.artifact, rung.runtime.name): rung
+                for rung in list_rungs(subject, runtimes=list(settings.runtimes))
+            }
+            for subject in (old, new)
+        ]
+
+    def compare(self, key: Key, then: ParityRow | None, now: ParityRow | None) -> Regression:
+        artifact, runtime = key
+        if then is None or now is None:
+            return Regression(
+                artifact=artifact, runtime=runtime, verdict="new" if now else "gone",
+                reason="" if now else "in the old bundle, not in the new one",
+                old_verdict=then.verdict if then else "", new_verdict=now.verdict if now else "",
+                old_bytes=then.num_bytes if then else None, new_bytes=now.num_bytes if now else None,
+            )  # fmt: skip
+        found = Regression(
+            artifact=artifact, runtime=runtime, verdict="same", old_verdict=then.verdict, new_verdict=now.verdict,
+            old_bytes=then.num_bytes, new_bytes=now.num_bytes,
+        )  # fmt: skip
+        judgement = _Judgement()
+        precision = next(made.precision for made in self._subjects[1].candidates if made.artifact == artifact)
+        _judge_rows(then, now, judgement, accuracy_budget=ACCURACY_BUDGET[precision])
+        if then.verdict not in _NOT_RUN and now.verdict not in _NOT_RUN:
+            found = self._measure(found, then, now, judgement)
+        return judgement.apply(found)
+
+    def _measure(self, found: Regression, then: ParityRow, now: ParityRow, judgement: _Judgement) -> Regression:
+        """Outputs and latency, from a fresh session of each."""
+        rungs = [rungs[(found.artifact, found.runtime)] for rungs in self._rungs]
+        sessions = [start_session(rung.runtime, rung.request, self._settings) for rung in rungs]
+        try:
+            for session in sessions:
+                session.wait()
+            found = self._compare_outputs(found, rungs, sessions)
+            self._judge_outputs(found, then, now, judgement)
+            if self._settings.latency is not None and rungs[1].runtime.timed:
+                found = self._time(found, rungs, sessions, judgement)
+        except Exception as error:  # an engine may raise anything; the other pairs must still be compared
+            text = error.message if isinstance(error, CspDeployError) else str(error) or type(error).__name__
+            judgement.worse.append(f"could not be compared: {text.splitlines()[0][:200]}")
+        finally:
+            for session in sessions:
+                session.close()
+        return found
+
+    def _compare_outputs(self, found: Regression, rungs: list[Rung], sessions: list[CheckedSession]) -> Regression:
+        expected, got = (
+            run_all(session, subject, rung.candidate)
+            for session, subject, rung in zip(sessions, self._subjects, rungs, strict=True)
+        )
+        if [(name, array.shape) for name, array in got.items()] != [(name, a.shape) for name, a in expected.items()]:
+            return dataclasses.replace(found, rel_l2=math.inf)
+        distance = max(relative_l2(got[name], expected[name]) for name in expected)  # type: ignore[arg-type]
+        return dataclasses.replace(found, rel_l2=distance, top1_agreement=self._agreement(got, expected))
+
+    def _agreement(self, got: Outputs, expected: Outputs) -> float | None:
+        name = next(iter(expected))
+        if not self._classes or expected[name].ndim != 2:
+            return None
+        first = [top_k(outputs[name], 1)[:, 0] for outputs in (got, expected)]  # type: ignore[arg-type]
+        return float((first[0] == first[1]).mean())
+
+    def _judge_outputs(self, found: Regression, then: ParityRow, now: ParityRow, judgement: _Judgement) -> None:
+        if self._other_contract:
+            judgement.remarks.append("other preprocessing: each prepared the images by its own; outputs are not judged")
+        elif not self._same_weights:
+            judgement.remarks.append("other weights: outputs are shown, not judged")
+        elif found.rel_l2 is not None and then.limit is not None and now.limit is not None:
+            # Each may be its own limit away from the same reference, and so both limits from the other.
+            limit = then.limit + now.limit
+            if not found.rel_l2 <= limit:
+                judgement.worse.append(
+                    f"outputs of the same weights differ by {found.rel_l2:.1e}, at most {limit:.1e} is explained"
+                )
+
+    def _time(
+        self, found: Regression, rungs: list[Rung], sessions: list[CheckedSession], judgement: _Judgement
+    ) -> Regression:
+        if self._settings.latency is None:
+            return found
+        calls = {
+            name: session.bind(subject.first_call(rung.candidate))
+            for name, session, subject, rung in zip(("old", "new"), sessions, self._subjects, rungs, strict=True)
+        }
+        timings = measure_latency(calls, self._settings.latency)
+        old, new = timings["old"], timings["new"]
+        if new.verdict == "reference":
+            return found
+        figures = f"median {new.p50_ms:.3g} ms, was {old.p50_ms:.3g} ms"
+        if new.verdict == "slower":
+            judgement.worse.append(f"slower: {figures}")
+        elif new.verdict == "faster":
+            judgement.better.append(f"faster: {figures}")
+        return dataclasses.replace(found, latency=new.verdict, ratio=new.ratio)
+
+
+def _judge_rows(then: ParityRow, now: ParityRow, judgement: _Judgement, *, accuracy_budget: float) -> None:
+    """What verify found for each alone: verdict, accuracy, size."""
+    if now.failed and not then.failed:
+        judgement.worse.append(f"{now.verdict}, was {then.verdict}: {now.reason}")
+    elif then.failed and not now.failed:
+        judgement.better.append(f"{now.verdict}, was {then.verdict}")
+    elif now.failed:
+        judgement.remarks.append(f"fails as the old one does: {now.reason}")
+    elif now.verdict != then.verdict:
+        judgement.remarks.append(f"{now.verdict}, was {then.verdict}: {now.reason or then.reason}")
+    if then.top1 is not None and now.top1 is not None:
+        text = f"top-1 {100 * now.top1:.2f} %, was {100 * then.top1:.2f} %"
+        judgement.weigh(then.top1 - now.top1, budget=accuracy_budget, text=text)
+    if then.num_bytes and now.num_bytes:
+        growth = now.num_bytes / then.num_bytes - 1
+        text = f"{now.num_bytes:,} bytes, was {then.num_bytes:,} ({100 * growth:+.1f} %)"
+        judgement.weigh(growth, budget=SIZE_BUDGET, text=text)

@@ -1,0 +1,201 @@
+"""One rung of the ladder: a session becomes a row. Shapes: N images or other inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from cspdeploy.check.accuracy import measure_accuracy
+from cspdeploy.check.audit import audit_onnx
+from cspdeploy.check.compare import compare_outputs
+from cspdeploy.check.opening import CheckedSession
+from cspdeploy.check.phases import Phases
+from cspdeploy.check.placement import find_placement, strict_problem
+from cspdeploy.check.quantised import count_quantised
+from cspdeploy.check.rungs import Rung
+from cspdeploy.check.settings import Progress, VerifySettings
+from cspdeploy.check.subject import Candidate, Subject
+from cspdeploy.check.tolerance import allowed_flips, limits_for
+from cspdeploy.check.worker import WorkerCrashedError, WorkerHungError
+from cspdeploy.core.catalog import ACCURACY_BUDGET
+from cspdeploy.core.datasets import LabelledImages
+from cspdeploy.core.errors import CspDeployError, InputError
+from cspdeploy.core.metrics import relative_l2
+from cspdeploy.core.onnx_graph import read_onnx
+from cspdeploy.core.types import ParityRow, PrecisionAudit, Verdict
+from cspdeploy.runtimes.base import Outputs
+
+__all__ = ["RungCheck", "failed_row", "run_all"]
+
+MAX_REASON = 300
+
+
+def run_all(session: CheckedSession, subject: Subject, made: Candidate) -> Outputs:
+    """All inputs of the subject, in as many calls as the candidate needs; outputs joined along the first axis."""
+    parts = []
+    for feeds, count in subject.calls(made):
+        outputs = session.run(feeds)
+        parts.append(outputs if count is None else {name: array[:count] for name, array in outputs.items()})
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def failed_row(row: ParityRow, error: Exception) -> ParityRow:
+    """The row of a rung whose engine raised `error`: it crashed, it hung, or it cannot do it."""
+    verdict: Verdict = "error"
+    if isinstance(error, WorkerCrashedError):
+        verdict = "crash"
+    elif isinstance(error, WorkerHungError):
+        verdict = "hang"
+    text = error.message if isinstance(error, CspDeployError) else str(error)
+    reason = text.splitlines()[0] if text else type(error).__name__
+    if verdict == "hang":
+        reason += "; more time: --time-limit"
+    return dataclasses.replace(row, verdict=verdict, reason=reason[:MAX_REASON])
+
+
+@dataclass(slots=True)
+class RungCheck:
+    """Judges the sessions of one subject."""
+
+    subject: Subject
+    settings: VerifySettings
+    phases: Phases
+    progress: Progress
+    _audits: dict[str, Future[PrecisionAudit]] = field(default_factory=dict)
+    _auditor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+
+    def check(self, row: ParityRow, rung: Rung, session: CheckedSession) -> ParityRow:
+        """Fill the row from an open session. Whatever the engine raises passes through."""
+        made = rung.candidate
+        placed = find_placement(
+            rung.runtime, counts=session.placement, nodes=session.nodes, num_copies=session.num_copies
+        )
+        row = dataclasses.replace(
+            row, placement=dict(placed.counts), nodes_elsewhere=placed.elsewhere, num_copies=placed.num_copies
+        )
+        if self.settings.latency is not None and rung.runtime.timed:
+            with self.phases("run"):
+                cold, memory = session.first_result(self.subject.first_call(made))
+            row = dataclasses.replace(row, cold=cold, memory=memory)
+        # While the golden images are computed, and not before: a cold start is timed with the machine to itself.
+        if self.settings.audit and made.format == "onnx" and made.artifact not in self._audits:
+            feeds = self.subject.first_call(made)
+            self._audits[made.artifact] = self._auditor.submit(
+                audit_onnx, made.path, declared=made.precision, feeds=feeds
+            )
+        row = self._compare(row, made, session)
+        row = self._audit(row, made)
+        if self.settings.accuracy is not None and not row.failed:
+            with self.phases("accuracy"):
+                row = self._measure_accuracy(row, rung, session, self.settings.accuracy)
+        if not row.failed and self.settings.strict_placement and (problem := strict_problem(rung.runtime, placed)):
+            row = dataclasses.replace(row, verdict="placement", reason=problem)
+        return row
+
+    def wrong_inputs(self, made: Candidate) -> str:
+        """Why the file's inputs are not those that the manifest lists, or empty. Read from the file, not the engine."""
+        if made.format != "onnx" or not made.inputs:
+            return ""
+        try:
+            names = [value.name for value in read_onnx(made.path).graph.inputs]
+        except (InputError, OSError):
+            return ""  # the engine says what is wrong with it
+        expected = [value.name for value in made.inputs]
+        return "" if names == expected else f"inputs are {names}, expected {expected}"
+
+    def _compare(self, row: ParityRow, made: Candidate, session: CheckedSession) -> ParityRow:
+        subject = self.subject
+        with self.phases("run"):
+            outputs = run_all(session, subject, made)
+        with self.phases("compare"):
+            limits = limits_for(
+                made.precision, subject.floors, num_quantised=_num_quantised(made),
+                tolerance=self.settings.tolerance(made.artifact),
+            )  # fmt: skip
+            judged = subject.task == "classify" and not subject.synthetic
+            found = compare_outputs(
+                outputs, names=made.output_names, reference=subject.outputs_fp64, limits=limits,
+                decisions=judged and all(array.ndim == 2 for array in subject.outputs_fp64.values()),
+                dtypes=dict(zip(made.output_names, made.output_dtypes, strict=False)),
+                images=not subject.one_call,
+                # An untrained network decides nothing: all of its images are near ties.
+                num_flips=None if subject.untrained else allowed_flips(made.precision, subject.num_inputs),
+            )  # fmt: skip
+        return dataclasses.replace(
+            row, verdict=found.verdict, reason=found.reason, rel_l2=found.rel_l2, max_abs=found.max_abs,
+            limit=found.limit, limits=tuple(limits.values()), sqnr_db=found.sqnr_db,
+            top1_agreement=found.top1_agreement, top5_agreement=found.top5_agreement,
+            decisions=found.decisions, error_histogram=found.error_histogram, num_images=subject.num_inputs,
+        )  # fmt: skip
+
+    def _audit(self, row: ParityRow, made: Candidate) -> ParityRow:
+        """What the file is; the same on every runtime, so looked at once."""
+        if made.artifact not in self._audits:
+            return row
+        try:
+            with self.phases("audit"):
+                audit = self._audits[made.artifact].result()
+        except InputError:
+            return row  # the engine took the file, so that this is a matter of the reader
+        row = dataclasses.replace(row, audit=audit)
+        if not audit.problem:
+            return row
+        # A file that is not what it is called cannot be judged by the limits of what it is called.
+        reason = f"{audit.problem}; besides: {row.reason}" if row.failed else audit.problem
+        return dataclasses.replace(row, verdict="precision", reason=reason)
+
+    def _measure_accuracy(self, row: ParityRow, rung: Rung, session: CheckedSession, data: LabelledImages) -> ParityRow:
+        manifest = self.subject.manifest
+        if manifest is None:
+            return row
+        made = rung.candidate
+        name = next(iter(self.subject.feeds))
+
+        def compute(x_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
+            images = dataclasses.replace(self.subject, feeds={name: x_NCHW})
+            return run_all(session, images, made)[made.output_names[0]]
+
+        def progress(done: int, total: int) -> None:
+            self.progress(f"accuracy of {made.artifact} on {rung.runtime.name}", done, total)
+
+        found = measure_accuracy(compute, data, manifest.spec.preprocess, progress=progress)
+        row = dataclasses.replace(row, top1=found.top1, top5=found.top5, accuracy_images=found.num_images)
+        recorded = manifest.spec.provenance.accuracy
+        if recorded is None or (recorded.dataset, recorded.num_images) != (found.dataset, found.num_images):
+            return row
+        budget = ACCURACY_BUDGET[made.precision]
+        gap = abs(found.top1 - recorded.top1)
+        if gap < budget or math.isclose(gap, budget):  # 0.9305 - 0.93 is more than 0.0005 in binary
+            return row
+        reason = f"top-1 {100 * found.top1:.2f} %, recorded {100 * recorded.top1:.2f} %, budget {100 * budget:g} points"
+        return dataclasses.replace(row, verdict="accuracy", reason=reason)
+
+    def close(self) -> None:
+        """Wait for what still runs."""
+        self._auditor.shutdown(cancel_futures=True)
+
+    def tf32_distance(self, session: CheckedSession, made: Candidate) -> float:
+        """Relative L2 of all outputs together, of a session with TF32 on; infinite where they cannot be compared."""
+        outputs = run_all(session, self.subject, made)
+        return _joint_distance(outputs, self.subject.outputs_fp64)
+
+
+def _num_quantised(made: Candidate) -> int:
+    return count_quantised(made.path) if made.precision == "int8" and made.format == "onnx" else 0
+
+
+def _joint_distance(outputs: Outputs, reference: Mapping[str, npt.NDArray[np.float64]]) -> float:
+    def joined(arrays: Mapping[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.float64]:
+        return np.concatenate([arrays[name].astype(np.float64).ravel() for name in reference])
+
+    if set(outputs) != set(reference) or any(outputs[name].shape != reference[name].shape for name in reference):
+        return math.inf
+    return relative_l2(joined(outputs), joined(reference))

@@ -1,0 +1,259 @@
+"""What is verified: a bundle, or something that stands in for one. Shapes: N images or other inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cspdeploy.check.tolerance import noise_floors
+from cspdeploy.core.bundle import check_hashes, file_sha256, read_manifest
+from cspdeploy.core.catalog import EAGER
+from cspdeploy.core.errors import InputError
+from cspdeploy.core.golden import GOLDEN_FILE, Golden, read_golden
+from cspdeploy.core.model_folder import WEIGHTS_FILE
+from cspdeploy.core.onnx_file import check_external_data, external_data_files
+from cspdeploy.core.spec import ModelSpec, Task
+from cspdeploy.core.types import Artifact, Manifest, TensorInfo
+
+__all__ = ["ONNX_FAMILY", "ORIGINAL", "Candidate", "Subject", "bundle_subject", "find_weights", "onnx_sha256"]
+
+ONNX_FAMILY = "onnx"
+"""`NetworkSpec.family` of a bundle that was made from an ONNX file: there is no network to build."""
+ORIGINAL = "original"
+"""The first rung of such a bundle: that very file."""
+MAX_BATCH = 16
+"""Images a call where an artifact takes any number: enough to be quick, few enough for memory."""
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Something to open and compare: an artifact, or the original network.
+
+    Attributes:
+        artifact: as rows call it: "eager", "original", "onnx", "onnx-fp16", or a file's name.
+        format: "eager", "torchscript" or "onnx".
+        precision: of its arithmetic, as it is declared; of a loose file, as it is found.
+        path: the artifact, or the weights of the eager network.
+        batch: inputs a call that it takes; None: any number.
+        inputs: in its own order, as they are declared; empty where it takes them by position.
+        output_dtypes: of `output_names`, as they are declared; empty: all float32.
+        spec: for the eager network alone.
+        absent: why it cannot be opened on any runtime here, or empty.
+    """
+
+    artifact: str
+    format: str
+    precision: str
+    path: Path
+    num_bytes: int
+    output_names: tuple[str, ...]
+    batch: int | None
+    inputs: tuple[TensorInfo, ...] = ()
+    output_dtypes: tuple[str, ...] = ()
+    spec: ModelSpec | None = None
+    absent: str = ""
+
+    def named(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """`feeds` under the candidate's own names, by position, in its own floating-point type.
+
+        Raises:
+            ValueError: another number of inputs than the candidate has.
+        """
+        if not self.inputs:
+            return dict(feeds)
+        return {
+            own.name: array.astype(own.dtype) if _is_float(array.dtype.name) and _is_float(own.dtype) else array
+            for own, array in zip(self.inputs, feeds.values(), strict=True)
+        }
+
+
+def _is_float(dtype: str) -> bool:
+    return dtype in ("float16", "float32", "float64")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Subject:
+    """Inputs, the reference outputs for them, and the candidates that are judged by these, in the ladder's order.
+
+    Attributes:
+        name: as rows call it: the bundle's folder, or the file.
+        title: short, for progress lines.
+        feeds: inputs by name, `[N, ...]` each.
+        outputs_fp64: the reference, `[N, ...]` by name; empty where only latency is asked for.
+        floors: noise floor of each output: relative L2 between the original's FP32 and FP64 outputs.
+        one_call: `feeds` are those of a single call, whose first axis need not be a batch.
+        untrained: the weights have never seen data.
+        synthetic: the inputs are random numbers, of which no decision means anything.
+        notes: how the reference came about.
+        warnings: why that reference proves less than it should.
+        manifest, golden: of a bundle; None for anything else.
+    """
+
+    name: str
+    title: str
+    task: Task
+    labels: tuple[str, ...]
+    feeds: Mapping[str, Array]
+    outputs_fp64: Mapping[str, npt.NDArray[np.float64]]
+    floors: Mapping[str, float]
+    candidates: tuple[Candidate, ...]
+    one_call: bool = False
+    untrained: bool = False
+    synthetic: bool = False
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+    golden: Golden | None = None
+
+    @property
+    def num_inputs(self) -> int:
+        """N: how many images there are; 1 where a single call is all."""
+        return 1 if self.one_call else len(next(iter(self.feeds.values())))
+
+    def calls(self, candidate: Candidate) -> Iterator[tuple[dict[str, Array], int | None]]:
+        """The feeds of every call that it takes to see all inputs once, under the candidate's own names.
+
+        With each goes how many rows of its outputs count (a fixed batch is filled up at the end), or None: they are
+        to be taken whole.
+        """
+        if self.one_call:
+            yield candidate.named(self.feeds), None
+            return
+        step = candidate.batch or min(self.num_inputs, MAX_BATCH)
+        for start in range(0, self.num_inputs, step):
+            part = {name: array[start : start + step] for name, array in self.feeds.items()}
+            count = len(next(iter(part.values())))
+            if candidate.batch and count < step:
+                part = {name: _filled(array, step) for name, array in part.items()}
+            yield candidate.named({name: np.ascontiguousarray(array) for name, array in part.items()}), count
+
+    def first_call(self, candidate: Candidate) -> dict[str, Array]:
+        """Feeds to time a call with: one input, or as many as a fixed batch takes."""
+        if self.one_call:
+            return candidate.named(self.feeds)
+        step = candidate.batch or 1
+        return candidate.named({name: _filled(array[:step], step) for name, array in self.feeds.items()})
+
+
+def _filled(array: Array, count: int) -> Array:
+    """`array` with its last row repeated up to `count`; what is made of the filling is dropped."""
+    missing = count - len(array)
+    whole = np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing > 0 else array
+    return np.ascontiguousarray(whole)
+
+
+def bundle_subject(folder: Path) -> Subject:
+    """A bundle, its hashes checked before anything is opened.
+
+    Raises:
+        InputError: a bundle that cannot be read.
+        TamperedError: a file is not the one of the manifest.
+    """
+    manifest = read_manifest(folder)
+    check_hashes(folder, manifest)
+    if all(record.file != GOLDEN_FILE for record in manifest.files):
+        raise InputError(f"{folder}: the manifest names no {GOLDEN_FILE}", fix="export the bundle again")
+    golden = read_golden(folder / GOLDEN_FILE)
+    first = _original if manifest.spec.network.family == ONNX_FAMILY else _eager
+    return Subject(
+        name=str(folder), title=manifest.spec.name, task=manifest.spec.task, labels=manifest.labels,
+        feeds={manifest.artifacts[0].inputs[0].name: golden.x_NCHW}, outputs_fp64=golden.outputs_fp64,
+        floors=noise_floors(golden),
+        candidates=(first(folder, manifest), *(_candidate(folder, item) for item in manifest.artifacts)),
+        untrained=manifest.spec.provenance.untrained, manifest=manifest, golden=golden,
+    )  # fmt: skip
+
+
+def _candidate(folder: Path, artifact: Artifact) -> Candidate:
+    batch = artifact.inputs[0].shape[0]
+    return Candidate(
+        artifact=artifact.kind, format=artifact.format, precision=artifact.precision, path=folder / artifact.file,
+        num_bytes=artifact.num_bytes, output_names=tuple(value.name for value in artifact.outputs),
+        output_dtypes=tuple(value.dtype for value in artifact.outputs), inputs=artifact.inputs,
+        batch=batch if isinstance(batch, int) else None,
+    )  # fmt: skip
+
+
+def _eager(folder: Path, manifest: Manifest) -> Candidate:
+    weights = find_weights(folder, manifest)
+    return Candidate(
+        artifact=EAGER, format=EAGER, precision="fp32", path=weights or folder,
+        num_bytes=weights.stat().st_size if weights else 0, output_names=manifest.spec.outputs, batch=None,
+        spec=manifest.spec, absent="" if weights else _why_absent(manifest),
+    )  # fmt: skip
+
+
+def _original(folder: Path, manifest: Manifest) -> Candidate:
+    """The user's own file. One image a call, for it may have been written for one."""
+    described = manifest.artifacts[0]
+    path = find_weights(folder, manifest)
+    own = dataclasses.replace(_candidate(folder, described), artifact=ORIGINAL, precision="fp32", batch=1)
+    if path is None:
+        absent = "the ONNX file that the bundle was made from is not here"
+        return dataclasses.replace(own, path=folder, num_bytes=0, absent=absent)
+    return dataclasses.replace(own, path=path, num_bytes=path.stat().st_size)
+
+
+def _why_absent(manifest: Manifest) -> str:
+    if manifest.spec.provenance.untrained:
+        return "random weights are not kept: the original's outputs are in golden.npz"
+    return "the weights that the bundle was made from are not here"
+
+
+def find_weights(folder: Path, manifest: Manifest) -> Path | None:
+    """The file with the very bytes that the bundle was made from, where it lay at export or in models/.
+
+    Of a bundle that was made from an ONNX file it is that file, where it lay at export or beside the bundle.
+    """
+    sha256 = manifest.spec.provenance.weights_sha256
+    given = Path(str(manifest.options.get("model", "")))
+    if manifest.spec.network.family == ONNX_FAMILY:
+        files = (given, folder.parent / given.name, folder.parent.parent / given.name, Path(given.name))
+        return next((path for path in files if sha256 and _is_original(path, sha256)), None)
+    names = dict.fromkeys((manifest.spec.name, given.name))
+    places = [
+        Path(str(manifest.options.get("weights", ""))),
+        *(
+            models / name / WEIGHTS_FILE
+            for name in names
+            for models in (Path("models"), folder.parent.parent / "models")
+        ),
+    ]
+    return next((path for path in places if sha256 and _may_be_weights(path) and file_sha256(path) == sha256), None)
+
+
+def _may_be_weights(path: Path) -> bool:
+    """The path may come from a manifest of unknown origin: nothing but a weights file is read."""
+    return path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".weights", ".backup") and path.is_file()
+
+
+def _is_original(path: Path, sha256: str) -> bool:
+    """Whether it is that ONNX file. Likewise of unknown origin: a file that cannot be read is not the one."""
+    try:
+        return path.suffix.lower() == ".onnx" and path.is_file() and onnx_sha256(path) == sha256
+    except (InputError, OSError):
+        return False
+
+
+def onnx_sha256(path: Path) -> str:
+    """SHA-256 of an ONNX file; where it keeps weights in other files, of all of them together, by name.
+
+    Raises:
+        InputError: not an ONNX file, or its weights lie outside its folder.
+    """
+    check_external_data(path)
+    others = external_data_files(path)
+    if not others:
+        return file_sha256(path)
+    digest = hashlib.sha256(file_sha256(path).encode())
+    for name in others:
+        digest.update(f"{name}\0{file_sha256(path.parent / name)}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""All rungs of one subject: sessions are opened, judged, and timed together. Shapes: N images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from cspdeploy.check.burst import Burst
+from cspdeploy.check.latency import measure_latency, noise_warning
+from cspdeploy.check.machine import MachineWatch
+from cspdeploy.check.opening import CheckedSession, start_session
+from cspdeploy.check.phases import Phases
+from cspdeploy.check.rung_check import RungCheck, failed_row
+from cspdeploy.check.rungs import Rung, list_rungs
+from cspdeploy.check.settings import Progress, VerifySettings
+from cspdeploy.check.subject import Subject
+from cspdeploy.check.tolerance import require_known
+from cspdeploy.core.errors import CspDeployError, RuntimeUnavailableError
+from cspdeploy.core.metrics import max_abs_difference
+from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.types import ParityRow, Timing
+
+__all__ = ["PREPROCESS", "SubjectCheck"]
+
+PREPROCESS = "preprocess"
+# The arithmetic is two float32 roundings of the same numbers everywhere; a resized pixel that differs by one step of
+# 255 moves the input by 0.004 / std, a thousand times this.
+PREPROCESS_LIMIT = 1e-5
+
+
+class SubjectCheck:
+    """One subject. Sessions stay open until all have been timed together; `warnings` is filled on the way."""
+
+    def __init__(self, subject: Subject, settings: VerifySettings, phases: Phases, progress: Progress) -> None:
+        self._subject, self._settings, self._phases, self._progress = subject, settings, phases, progress
+        self._judge = RungCheck(subject, settings, phases, progress)
+        self._sessions: dict[int, CheckedSession] = {}
+        self.warnings: list[str] = []
+
+    def rows(self) -> list[ParityRow]:
+        """A row for the preprocessing, and one for each rung."""
+        rungs = list_rungs(self._subject, runtimes=list(self._settings.runtimes))
+        require_known(self._settings.tolerances, [made.artifact for made in self._subject.candidates])
+        first = self._preprocess_rows()
+        rows: list[ParityRow] = []
+        timed: dict[int, Burst] = {}
+        try:
+            for i, rung in enumerate(rungs):
+                self._progress(
+                    f"{self._subject.title}: {rung.candidate.artifact} on {rung.runtime.name}", i, len(rungs)
+                )
+                self._start(rungs[i : i + 1 + self._lookahead()], i)
+                row, call = self._check(rung, i)
+                rows.append(row)
+                if call is not None:
+                    timed[i] = call
+            rows = self._time(rows, timed)
+        finally:
+            self._judge.close()
+            for session in self._sessions.values():
+                session.close()
+        return first + rows
+
+    def _lookahead(self) -> int:
+        """Where nothing is timed, the next engine may load while this one computes; else each has the machine alone."""
+        return 1 if self._settings.isolate and self._settings.latency is None else 0
+
+    def _start(self, rungs: list[Rung], offset: int) -> None:
+        for i, rung in enumerate(rungs, offset):
+            if i not in self._sessions and not rung.not_checkable:
+                self._sessions[i] = start_session(rung.runtime, rung.request, self._settings)
+
+    def _preprocess_rows(self) -> list[ParityRow]:
+        """The stored images through the shared preprocessing of this machine, against the stored inputs."""
+        golden, manifest = self._subject.golden, self._subject.manifest
+        if golden is None or manifest is None:
+            return []
+        with self._phases("preprocess"):
+            made = preprocess(list(golden.images), manifest.spec.preprocess)
+        base = ParityRow(bundle=self._subject.name, artifact=PREPROCESS, runtime="shared", verdict="pass",
+                         num_images=len(made), limit=PREPROCESS_LIMIT)  # fmt: skip
+        if made.shape != golden.x_NCHW.shape:
+            reason = f"makes {list(made.shape)}, the golden inputs are {list(golden.x_NCHW.shape)}"
+            return [dataclasses.replace(base, verdict="shape", reason=reason)]
+        distance = max_abs_difference(made, golden.x_NCHW)
+        if distance <= PREPROCESS_LIMIT:
+            return [dataclasses.replace(base, max_abs=distance)]
+        reason = f"the same images give other inputs here (by up to {distance:.1e}): another Pillow or contract"
+        return [dataclasses.replace(base, verdict="numeric", reason=reason, max_abs=distance)]
+
+    def _check(self, rung: Rung, index: int) -> tuple[ParityRow, Burst | None]:
+        """The row, and what to time: None where nothing is timed."""
+        made = rung.candidate
+        row = ParityRow(
+            bundle=self._subject.name, artifact=made.artifact, runtime=rung.runtime.name, verdict="not-checkable",
+            reason=rung.not_checkable, num_bytes=made.num_bytes, note=rung.runtime.notes.get(made.precision, ""),
+        )  # fmt: skip
+        if rung.not_checkable:
+            return row, None
+        if problem := self._judge.wrong_inputs(made):
+            return dataclasses.replace(row, verdict="inputs", reason=problem), None
+        session = self._sessions[index]
+        try:
+            with self._phases("open"):
+                session.wait()
+            row = self._judge.check(row, rung, session)
+            if self._settings.latency is not None and rung.runtime.timed:
+                return self._bind(row, rung, index)
+        except RuntimeUnavailableError as error:
+            if self._settings.runtimes:
+                raise
+            row = dataclasses.replace(row, verdict="not-checkable", reason=error.message)
+        except Exception as error:  # an engine may raise anything; the other rungs must still be checked
+            row = failed_row(row, error)
+        session.close()
+        return row, None
+
+    def _bind(self, row: ParityRow, rung: Rung, index: int) -> tuple[ParityRow, Burst]:
+        """What to time. On CUDA that is another session, with TF32 on as in use; the verdict was without."""
+        session = self._sessions[index]
+        if rung.runtime.device == "cuda":
+            session.close()
+            request = dataclasses.replace(rung.request, tf32=True)
+            session = self._sessions[index] = start_session(rung.runtime, request, self._settings)
+            session.wait()
+            row = dataclasses.replace(row, tf32_rel_l2=self._judge.tf32_distance(session, rung.candidate))
+        return row, session.bind(self._subject.first_call(rung.candidate))
+
+    def _time(self, rows: list[ParityRow], calls: Mapping[int, Burst]) -> list[ParityRow]:
+        """Latency of all that can be run, interleaved. What fails on the way fails in its row; the rest goes on."""
+        settings = self._settings.latency
+        if settings is None or not calls:
+            return rows
+        names = {i: f"{rows[i].artifact} on {rows[i].runtime}" for i in calls}
+        failures: dict[str, CspDeployError] = {}
+        watch = MachineWatch()
+        with self._phases("latency"):
+            found = measure_latency(
+                {names[i]: call for i, call in calls.items()}, settings, failures=failures,
+                progress=lambda what, done, total: self._progress(f"{self._subject.title}: {what}", done, total),
+            )  # fmt: skip
+        if warning := noise_warning(found, watch.findings()):
+            self.warnings.append(warning)
+        timed = list(rows)
+        for i, name in names.items():
+            failed = failures.get(name)
+            timed[i] = failed_row(rows[i], failed) if failed is not None else _with_timing(rows[i], found[name])
+        return timed
+
+
+def _with_timing(row: ParityRow, timing: Timing) -> ParityRow:
+    p95_ms = None if timing.p95_ms is None else round(timing.p95_ms, 4)
+    return dataclasses.replace(row, timing=timing, p50_ms=round(timing.p50_ms, 4), p95_ms=p95_ms)

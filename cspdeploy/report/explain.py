@@ -1,0 +1,60 @@
+"""How each limit of a verify report came about, in words and numbers."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from cspdeploy.core.catalog import ACCURACY_BUDGET, INT8_AGREEMENT, TIE_FACTOR
+from cspdeploy.core.types import Limit, ParityRow, VerifyReport
+
+__all__ = ["render_explain"]
+
+
+def render_explain(report: VerifyReport) -> RenderableType:
+    """For each artifact and output: the limit, the model behind it with its numbers, and what each runtime measured."""
+    parts: list[RenderableType] = []
+    for bundle in dict.fromkeys(row.bundle for row in report.rows):
+        rows = [row for row in report.rows if row.bundle == bundle and row.limits]
+        if not rows:
+            continue
+        floor = report.noise_floor.get(bundle)
+        told = "" if floor is None else f" (noise floor {floor:.2e}: FP32 against FP64 of the original)"
+        parts.append(Text(f"limits of {bundle}{told}", style="bold"))
+        for artifact in dict.fromkeys(row.artifact for row in rows):
+            parts += _artifact([row for row in rows if row.artifact == artifact])
+    if any(row.top1_agreement is not None for row in report.rows):
+        parts.append(Text(_decision_rule(report)))
+    if any(row.top1 is not None for row in report.rows):
+        budgets = ", ".join(f"{name} {100 * share:g} points" for name, share in ACCURACY_BUDGET.items())
+        parts.append(Text(f"accuracy: top-1 may differ from the recorded one by: {budgets}"))
+    return Group(*parts)
+
+
+def _artifact(rows: list[ParityRow]) -> list[Text]:
+    lines = []
+    for limit in rows[0].limits:
+        lines.append(Text(f"  {rows[0].artifact}, {limit.output}: {limit.rel_l2:.2e} = {limit.why}"))
+        lines.append(Text(f"    {_terms(limit)}", style="dim"))
+    measured = [
+        f"{row.rel_l2:.2e} on {row.runtime} ({100 * row.rel_l2 / row.limit:.0f} % of the limit)"
+        for row in rows
+        if row.rel_l2 is not None and row.limit
+    ]
+    if measured:
+        lines.append(Text(f"    measured: {'; '.join(measured)}"))
+    return lines
+
+
+def _terms(limit: Limit) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in limit.terms.items())
+
+
+def _decision_rule(report: VerifyReport) -> str:
+    rule = (
+        f"decisions: another class may win only where the two best are closer than {TIE_FACTOR:g} times the typical "
+        "error that the limit allows"
+    )
+    if any(limit.terms.get("num_quantised") for row in report.rows for limit in row.limits):
+        rule += f"; of an INT8 artifact, on {100 * (1 - INT8_AGREEMENT):.0f} % of the images at most, or on one"
+    return rule

@@ -1,0 +1,197 @@
+"""report.html of a bundle: one file without a network, a script that matters, or anything to install."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from cspdeploy.core.golden import Golden
+from cspdeploy.core.model_folder import write_text
+from cspdeploy.core.types import Artifact, LayerCurve, Manifest, ParityRow, VerifyReport
+from cspdeploy.report.html.errors import curve_chart, curve_tables, histogram_chart
+from cspdeploy.report.html.images import MAX_IMAGES, disagreements, image_cards, image_table, reference_of
+from cspdeploy.report.html.ladder import limit_table, matrix, reasons, regression_table
+from cspdeploy.report.html.latency import latency_chart, latency_table
+from cspdeploy.report.html.making import audit_table, environment_lists, file_table, placement_table, step_list
+from cspdeploy.report.html.markup import Markup, join, tag
+from cspdeploy.report.html.rows import artifact_rows, bundle_rows
+from cspdeploy.report.html.tradeoff import tradeoff_chart
+from cspdeploy.report.html.usage import SNIPPETS, snippet_markup
+from cspdeploy.report.html.verdict import header, sentence
+
+__all__ = ["REPORT_FILE", "render_report", "write_report"]
+
+REPORT_FILE = "report.html"
+"""The one file of a bundle without a hash in the manifest: it carries timings."""
+
+_SCRIPT = """\
+addEventListener("beforeprint",()=>document.querySelectorAll("details").forEach(d=>d.open=true));
+if(navigator.clipboard)document.querySelectorAll("pre").forEach(p=>{const b=document.createElement("button");
+b.textContent="Copy";b.type="button";b.onclick=async()=>{await navigator.clipboard.writeText(p.textContent);
+b.textContent="Copied";setTimeout(()=>b.textContent="Copy",1500)};p.before(b)});
+"""
+"""Niceties alone: everything is printed, and code can be copied."""
+# Nothing is fetched, whatever a label or a manifest smuggles in.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def write_report(
+    folder: Path, *, manifest: Manifest, golden: Golden, report: VerifyReport, curves: tuple[LayerCurve, ...] = ()
+) -> Path:
+    """Write `report.html` into a bundle, whole or not at all. The same inputs give the same bytes.
+
+    Args:
+        folder: the bundle.
+        report: of this bundle, or of several of which it is one; without rows, the page says that nothing was verified.
+        curves: error along the layers, for as many artifacts as it was measured.
+
+    Returns:
+        The file.
+    """
+    path = folder / REPORT_FILE
+    write_text(path, render_report(folder, manifest=manifest, golden=golden, report=report, curves=curves))
+    return path
+
+
+def render_report(
+    folder: Path, *, manifest: Manifest, golden: Golden, report: VerifyReport, curves: tuple[LayerCurve, ...] = ()
+) -> str:
+    """The page of `write_report` as text."""
+    rows = bundle_rows(report, folder)
+    sections = [
+        section for section in (
+            _ladder(rows, manifest), _regressions(report), _speed(rows), _error(rows, curves),
+            _images(golden, manifest, rows), _use(manifest, rows), _limits(rows), _what(rows), _steps(manifest),
+            _environment(manifest, report),
+        ) if section is not None
+    ]  # fmt: skip
+    style = resources.files("cspdeploy.report.html").joinpath("style.css").read_text(encoding="utf-8")
+    _, words = sentence(manifest, report, rows)
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="description", content=words),
+        tag("title", f"{manifest.spec.name}: verification report"),
+        tag("style", Markup(style)),
+    )  # fmt: skip
+    body = tag(
+        "body",
+        header(manifest, report, rows),
+        tag("nav", tag("ul", *(tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in sections)),
+            aria_label="Contents"),
+        tag("main", *(section for _, _, section in sections)),
+        tag("footer", tag("p", f"Written by cspdeploy {manifest.tools.get('cspdeploy', '')}".strip() + ".")),
+        tag("script", Markup(_SCRIPT)),
+    )  # fmt: skip
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+_Section = tuple[str, str, Markup]
+
+
+def _section(name: str, title: str, lead: str, *parts: Markup) -> _Section | None:
+    """A section with its heading in the margin; none where there is nothing to show."""
+    if not any(parts):
+        return None
+    aside = tag("div", tag("h2", title), tag("p", lead), class_="margin")
+    return name, title, tag("section", aside, tag("div", *parts, class_="content"), id=name)
+
+
+def _ladder(rows: Sequence[ParityRow], manifest: Manifest) -> _Section | None:
+    if not artifact_rows(rows):
+        return None
+    lead = "Each artifact is made from an earlier one. The first one that breaks is where the fault is."
+    return _section("ladder", "Ladder", lead, matrix(rows, manifest), reasons(rows))
+
+
+def _regressions(report: VerifyReport) -> _Section | None:
+    lead = "What changed for somebody who replaces the old bundle by this one."
+    return _section("change", "Change", lead, regression_table(report.regressions, report.against))
+
+
+def _speed(rows: Sequence[ParityRow]) -> _Section | None:
+    lead = "Timed in turns, so that a slow minute of the machine falls on all alike."
+    return _section("speed", "Speed and size", lead, tradeoff_chart(rows), latency_chart(rows), latency_table(rows))
+
+
+def _error(rows: Sequence[ParityRow], curves: Sequence[LayerCurve]) -> _Section | None:
+    lead = "How large the errors are, and where in the network they come from."
+    judged = artifact_rows(rows)
+    return _section("error", "Error", lead, histogram_chart(judged), curve_chart(curves), curve_tables(curves))
+
+
+def _images(golden: Golden, manifest: Manifest, rows: Sequence[ParityRow]) -> _Section | None:
+    num, judged, reference = len(golden.images), artifact_rows(rows), reference_of(golden, manifest)
+    checked = any(row.verdict not in ("not-checkable", "not-checked") for row in judged)
+    lead = f"{f'{MAX_IMAGES} of the' if num > MAX_IMAGES else 'The'} {num} images that "
+    lead += "everything was compared on." if checked else "its outputs are recorded for; nothing was compared on them."
+    if manifest.spec.provenance.untrained:
+        lead += " The weights are random: UNTRAINED, no decision means anything."
+    if reference is None:
+        said = "The outputs are no classes, so there is no decision to show."
+    elif not any(row.decisions for row in judged):
+        said = "The first class of the original and its probability; no artifact was asked."
+    else:
+        said = _agreement_words(len(disagreements(judged, reference)))
+    return _section(
+        "images", "Images", lead, tag("p", said, class_="lead"), image_cards(golden, manifest, judged),
+        image_table(golden, manifest, judged),
+    )  # fmt: skip
+
+
+def _agreement_words(differing: int) -> str:
+    if not differing:
+        return "Every artifact says the same first class as the original on every image."
+    which, they = ("one of them", "it comes") if differing == 1 else (f"{differing} of them", "they come")
+    return f"On {which} some artifact says another class than the original: {they} first, marked."
+
+
+def _use(manifest: Manifest, rows: Sequence[ParityRow]) -> _Section | None:
+    lead = "Without cspdeploy, true for this model's names, shapes and preprocessing."
+    artifact = _recommended(manifest, rows)
+    if artifact is None:
+        return None
+    others = [made.file for made in manifest.artifacts if made.format == "onnx" and made != artifact]
+    same = join(" takes the same input and gives the same output." if len(others) == 1 else
+                " take the same input and give the same output.")  # fmt: skip
+    said = tag("p", "Run it in the folder of the bundle. ", *_names(others), same if others else "", class_="lead")
+    snippets = [snippet_markup(snippet, snippet.write(manifest, artifact)) for snippet in SNIPPETS]
+    return _section("use", "Use it", lead, said, *snippets)
+
+
+def _names(files: Sequence[str]) -> list[Markup]:
+    parts: list[Markup] = []
+    for i, file in enumerate(files):
+        parts += [join(", ")] if i else []
+        parts.append(tag("code", file))
+    return parts
+
+
+def _recommended(manifest: Manifest, rows: Sequence[ParityRow]) -> Artifact | None:
+    """The first ONNX file that nothing speaks against; any ONNX file if all are broken."""
+    broken = {row.artifact for row in rows if row.failed}
+    files = [artifact for artifact in manifest.artifacts if artifact.format == "onnx"]
+    return next((artifact for artifact in files if artifact.kind not in broken), files[0] if files else None)
+
+
+def _limits(rows: Sequence[ParityRow]) -> _Section | None:
+    lead = "Each follows from a measurement or from a model of rounding, unless it was given by hand."
+    return _section("limits", "Limits", lead, limit_table(rows))
+
+
+def _what(rows: Sequence[ParityRow]) -> _Section | None:
+    lead = "What the files hold, and where their nodes really run."
+    return _section("files", "Inside the files", lead, audit_table(rows), placement_table(rows))
+
+
+def _steps(manifest: Manifest) -> _Section | None:
+    lead = "From the network to each file, step by step."
+    return _section("steps", "How it was made", lead, step_list(manifest), file_table(manifest))
+
+
+def _environment(manifest: Manifest, report: VerifyReport) -> _Section | None:
+    lead = "The machine and versions that these numbers hold for."
+    return _section("environment", "Environment", lead, environment_lists(manifest, report))

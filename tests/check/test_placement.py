@@ -1,0 +1,145 @@
+"""Where nodes run, from records as engines give them, and through the whole of `verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cspdeploy.check.rungs
+from cspdeploy.check.latency import LatencySettings
+from cspdeploy.check.placement import find_placement, strict_problem
+from cspdeploy.core.types import PlacedNode
+from cspdeploy.runtimes import all_runtimes
+from cspdeploy.runtimes.base import Feeds, Outputs, Runtime, SessionRequest
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+SHORT = LatencySettings(
+    min_runs=5, min_seconds=0.0, min_rounds=1, warmup_runs=1, warmup_seconds=0.0, max_warmup_seconds=0.0,
+    lead_in_seconds=0.0, burst=1,
+)  # fmt: skip
+CONV = PlacedNode(provider=CUDA, node="/stem/Conv", operator="Conv")
+NMS = PlacedNode(provider=CPU, node="/head/NonMaxSuppression", operator="NonMaxSuppression")
+COPY = PlacedNode(provider=CUDA, node="Memcpy_token_1", operator="MemcpyToHost")
+
+
+class _CudaLike:
+    """ONNX Runtime on the CPU, with the record of a session on CUDA. TF32 rounds its outputs."""
+
+    def __init__(self, request: SessionRequest, nodes: tuple[PlacedNode, ...], num_copies: int | None) -> None:
+        self._session = all_runtimes()["ort-cpu"].open(dataclasses.replace(request, tf32=False))
+        self._tf32 = request.tf32
+        self.nodes, self.num_copies = nodes, num_copies
+        self.placement = {name: sum(node.provider == name for node in nodes) for name in (CPU, CUDA)}
+
+    def run(self, feeds: Feeds) -> Outputs:
+        outputs = self._session.run(feeds)
+        return {name: array * array.dtype.type(1.001) for name, array in outputs.items()} if self._tf32 else outputs
+
+    def bind(self, feeds: Feeds) -> Callable[[], None]:
+        return self._session.bind(feeds)
+
+
+@pytest.fixture
+def cuda_like(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[SessionRequest]]:
+    """`cuda_like(*nodes, num_copies=0)`: the one runtime "ort-cuda" has that record; gives the requests it got."""
+
+    def install(*nodes: PlacedNode, num_copies: int | None = 0) -> list[SessionRequest]:
+        requests: list[SessionRequest] = []
+
+        def open_(request: SessionRequest) -> _CudaLike:
+            requests.append(request)
+            return _CudaLike(request, nodes, num_copies)
+
+        runtime = dataclasses.replace(all_runtimes()["ort-cuda"], missing=lambda: None, open=open_)
+        monkeypatch.setattr(cspdeploy.check.rungs, "require_runtime", lambda name: runtime)
+        return requests
+
+    return install
+
+
+def _runtime(name: str) -> Runtime:
+    return all_runtimes()[name]
+
+
+def test_copies_are_not_nodes_elsewhere() -> None:
+    found = find_placement(_runtime("ort-cuda"), counts={CUDA: 2, CPU: 1}, nodes=(CONV, NMS, COPY), num_copies=1)
+    assert found.elsewhere == (NMS,)
+    assert found.num_copies == 1
+    problem = strict_problem(_runtime("ort-cuda"), found)
+    assert problem == (
+        f"1 of 3 nodes run elsewhere, the first /head/NonMaxSuppression (NonMaxSuppression) on {CPU}; "
+        "1 copies between devices"
+    )
+
+
+def test_all_where_they_were_asked_to_be() -> None:
+    found = find_placement(_runtime("ort-cuda"), counts={CUDA: 1}, nodes=(CONV,), num_copies=0)
+    assert found.elsewhere == ()
+    assert strict_problem(_runtime("ort-cuda"), found) == ""
+
+
+@pytest.mark.parametrize(("name", "told"), [("ort-cuda", True), ("ort-cpu", False), ("torchscript-cuda", False)])
+def test_engine_that_tells_nothing_is_believed_only_where_there_is_nothing_to_tell(name: str, told: bool) -> None:
+    found = find_placement(_runtime(name), counts={}, nodes=(), num_copies=None)
+    assert (found.num_copies, found.elsewhere) == (None, ())
+    assert ("does not tell" in strict_problem(_runtime(name), found)) == told
+
+
+# --- through verify ---
+
+
+def test_nodes_elsewhere_are_in_the_row(tiny_bundle: Path, cuda_like: Any, ladder: Any) -> None:
+    cuda_like(CONV, NMS, COPY, num_copies=1)
+    report = ladder.verify(tiny_bundle, "ort-cuda")
+    row = ladder.row(report, "onnx", "ort-cuda")
+    assert row.verdict == "pass"
+    assert row.nodes_elsewhere == (NMS,)
+    assert row.num_copies == 1
+    assert row.placement == {CPU: 1, CUDA: 2}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_copies", "verdict"),
+    [((CONV,), 0, "pass"), ((CONV, NMS), 0, "placement"), ((CONV, COPY), 1, "placement"), ((), None, "placement")],
+)
+def test_strict_placement_fails_on_any(
+    tiny_bundle: Path, cuda_like: Any, nodes: Any, num_copies: int | None, verdict: str, ladder: Any
+) -> None:
+    cuda_like(*nodes, num_copies=num_copies)
+    assert ladder.row(ladder.verify(tiny_bundle, "ort-cuda"), "onnx", "ort-cuda").verdict == "pass"
+    report = ladder.verify(tiny_bundle, "ort-cuda", strict_placement=True)
+    row = ladder.row(report, "onnx", "ort-cuda")
+    assert row.verdict == verdict
+    assert bool(row.reason) == (verdict == "placement")
+    assert report.verdict == ("pass" if verdict == "pass" else "fail")
+
+
+def test_everything_on_the_cpu_is_where_it_was_asked_to_be(tiny_bundle: Path, ladder: Any) -> None:
+    report = ladder.verify(tiny_bundle, "ort-cpu", "torchscript-cpu", strict_placement=True)
+    assert report.verdict == "pass"
+    assert ladder.row(report, "onnx", "ort-cpu").num_copies == 0
+    assert ladder.row(report, "torchscript", "torchscript-cpu").num_copies is None
+
+
+# --- TF32 ---
+
+
+def test_verdict_without_tf32_and_speed_with_it(tiny_bundle: Path, cuda_like: Any, ladder: Any) -> None:
+    requests = cuda_like(CONV)
+    row = ladder.row(ladder.verify(tiny_bundle, "ort-cuda", latency=SHORT), "onnx", "ort-cuda")
+    assert [request.tf32 for request in requests if request.path.name == "tiny.onnx"] == [False, True]
+    assert row.verdict == "pass"
+    assert row.rel_l2 < 1e-5
+    assert row.tf32_rel_l2 == pytest.approx(1e-3, rel=1e-2)
+    assert row.timing is not None
+
+
+def test_no_tf32_where_nothing_is_timed_and_on_the_cpu(tiny_bundle: Path, cuda_like: Any, ladder: Any) -> None:
+    assert ladder.row(ladder.verify(tiny_bundle, "ort-cpu", latency=SHORT), "onnx", "ort-cpu").tf32_rel_l2 is None
+    requests = cuda_like(CONV)
+    assert ladder.row(ladder.verify(tiny_bundle, "ort-cuda"), "onnx", "ort-cuda").tf32_rel_l2 is None
+    assert not any(request.tf32 for request in requests)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from cspdeploy.core.types import Limit, ParityRow, VerifyReport
+from cspdeploy.report.explain import render_explain
+
+LIMIT = Limit(
+    output="logits", rel_l2=6.7e-3, why="4 x 8192 x the noise floor 2.1e-07",
+    terms={"noise_floor": 2.05e-7, "ratio": 8192.0, "cap": 0.01},
+)  # fmt: skip
+
+
+def _row(artifact: str, runtime: str, **fields: Any) -> ParityRow:
+    return ParityRow(bundle="exported/tiny", artifact=artifact, runtime=runtime, verdict="pass", **fields)
+
+
+def _text(*rows: ParityRow) -> str:
+    report = VerifyReport(
+        verdict="pass", first_break="", noise_floor={"exported/tiny": 2.05e-7}, untrained=(), rows=rows, warnings=(),
+        environment={},
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=140, markup=False, highlight=False)
+    console.print(render_explain(report))
+    assert isinstance(console.file, io.StringIO)
+    return " ".join(console.file.getvalue().split())
+
+
+def test_limit_with_its_numbers_and_what_was_measured() -> None:
+    text = _text(
+        _row("preprocess", "shared", limit=1e-5),
+        _row("onnx-fp16", "ort-cpu", limits=(LIMIT,), limit=6.7e-3, rel_l2=6.7e-4, top1_agreement=1.0),
+        _row("onnx-fp16", "fp16-rounding", limits=(LIMIT,), limit=6.7e-3, rel_l2=1.34e-3, top1_agreement=1.0),
+    )
+    assert "limits of exported/tiny (noise floor 2.05e-07" in text
+    assert text.count("onnx-fp16, logits: 6.70e-03 = 4 x 8192 x the noise floor 2.1e-07") == 1
+    assert "noise_floor 2.05e-07, ratio 8192, cap 0.01" in text
+    assert "6.70e-04 on ort-cpu (10 % of the limit); 1.34e-03 on fp16-rounding (20 % of the limit)" in text
+    assert "decisions: " in text
+    assert "preprocess" not in text
+    assert "INT8" not in text
+
+
+def test_each_output_has_its_line() -> None:
+    limits = tuple(Limit(output=name, rel_l2=1e-6, why="why " + name) for name in ("features_s8", "features_s16"))
+    text = _text(_row("onnx", "ort-cpu", limits=limits, limit=1e-6, rel_l2=1e-7))
+    assert "onnx, features_s8: 1.00e-06 = why features_s8" in text
+    assert "onnx, features_s16: 1.00e-06 = why features_s16" in text
+    assert "decisions" not in text
+
+
+def test_int8_and_accuracy_have_their_rules() -> None:
+    limit = Limit(output="logits", rel_l2=0.1, why="", terms={"num_quantised": 77.0})
+    text = _text(_row("onnx-int8", "ort-cpu", limits=(limit,), limit=0.1, rel_l2=0.02, top1_agreement=1.0, top1=0.93))
+    assert "of an INT8 artifact, on 5 % of the images at most" in text
+    assert "fp32 0.05 points, fp16 0.1 points, int8 1 points" in text
+
+
+def test_nothing_to_explain() -> None:
+    assert _text(_row("preprocess", "shared")).strip() == ""
