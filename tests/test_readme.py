@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -45,6 +46,25 @@ activation=linear
 """
 
 
+USER_NETWORK = """
+<ir_version: 8, opset_import: ["": 17]>
+user (float[1,3,32,32] picture) => (float[1,8] embedding) {
+    c = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(picture, weight)
+    a = HardSwish(c)
+    pooled = GlobalAveragePool(a)
+    embedding = Flatten(pooled)
+}
+"""
+
+
+def write_user_network(path: Path) -> None:
+    """A file of somebody else's: other names, other outputs, made by another tool."""
+    model = onnx.parser.parse_model(USER_NETWORK)
+    weight = np.random.default_rng(0).standard_normal((8, 3, 3, 3), np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+    onnx.save(model, path)
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
@@ -68,6 +88,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         below.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(data.source(index))).save(below / f"{index}.png")
     (folder / "net.cfg").write_text(CFG)
+    write_user_network(folder / "user.onnx")
     write_darknet(folder / "net.weights", DarknetNet(read_cfg(folder / "net.cfg")))
     return folder
 
@@ -88,6 +109,9 @@ def test_every_command_runs_in_order(
         "inspect",
         "train",
         "compare",
+        "blame",
+        "check",
+        "reproduce",
     }
     for words in found:
         code = main(words)

@@ -86,7 +86,9 @@ def test_batch_that_an_artifact_does_not_take_is_said(write: Callable[[str, str]
     subjects = [file_subject(path, reference=False) for path in (write("fixed", FIXED), write("free", FREE))]
     report = bench_subjects([("files", subjects)], dataclasses.replace(QUICK, batch=3))
     fixed, free = report.rows
-    assert (fixed.verdict, fixed.reason) == ("not-checkable", "the first axis of its input x is fixed")
+    assert (fixed.verdict, fixed.reason) == (
+        "not-checkable", "the first axis of its input x is fixed (fix: leave out --batch)"
+    )  # fmt: skip
     assert (free.verdict, free.batch) == ("timed", 3)
     assert report.verdict == "done"
 
