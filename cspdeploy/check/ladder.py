@@ -53,6 +53,7 @@ def verify_subjects(
     notes: list[str] = []
     untrained: list[str] = []
     files: dict[tuple[str, str], Path] = {}
+    origins: dict[str, Path] = {}
     phases = Phases()
     environment = describe_environment()  # before this loads the machine
     for subject in subjects:
@@ -65,6 +66,8 @@ def verify_subjects(
         warnings += [f"{subject.name}: {warning}" for warning in subject.warnings]
         notes += [f"{subject.name}: {note}" for note in subject.notes]
         files |= {(subject.name, made.artifact): made.path for made in subject.candidates}
+        if subject.manifest is None:  # of a file by itself, blame must be told what it is judged by
+            origins[subject.name] = subject.candidates[0].path
         check = SubjectCheck(subject, settings, phases, progress)
         rows += check.rows()
         warnings += check.warnings
@@ -75,7 +78,7 @@ def verify_subjects(
         verdict="fail" if failed else "pass", first_break=_first_break(failed), noise_floor=floors,
         untrained=tuple(untrained), rows=tuple(rows), warnings=tuple(warnings), notes=tuple(notes),
         environment=environment,
-        settings={**_describe(settings), **phases.seconds(), "next_step": _next_step(failed, files)},
+        settings={**_describe(settings), **phases.seconds(), "next_step": _next_step(failed, files, origins)},
     )  # fmt: skip
 
 
@@ -146,12 +149,14 @@ def _first_break(failed: list[ParityRow]) -> str:
     return f"{first.bundle}: {first.artifact} on {first.runtime}: {first.reason}{also}{more}"
 
 
-def _next_step(failed: list[ParityRow], files: Mapping[tuple[str, str], Path]) -> str:
+def _next_step(failed: list[ParityRow], files: Mapping[tuple[str, str], Path], origins: Mapping[str, Path]) -> str:
     """The command that finds the node, for the first break that a node can have caused; or empty."""
     for row in failed:
         path = files.get((row.bundle, row.artifact))
         if path is not None and path.suffix == ".onnx" and row.verdict in _BLAMABLE:
-            return f"cspdeploy blame {path} --runtime {row.runtime}"
+            origin = origins.get(row.bundle)
+            against = "" if origin is None else f" --against {'itself' if origin == path else origin}"
+            return f"cspdeploy blame {path}{against} --runtime {row.runtime}"
     return ""
 
 

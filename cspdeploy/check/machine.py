@@ -57,7 +57,8 @@ def advise(findings: Sequence[str] | None = None) -> str:
     """
     if findings is None:
         findings = [finding for finding in (_load(), _governor()) if finding]
-    return "; ".join(findings) or "nothing that disturbs can be seen from here: measure for longer (--min-seconds)"
+    unseen = "nothing that disturbs can be seen from here: measure for longer (cspdeploy bench --min-seconds 10)"
+    return "; ".join(findings) or unseen
 
 
 def _look() -> _Snapshot:

@@ -13,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
+from cspdeploy.check.ladder import VerifySettings, verify_subjects
 from cspdeploy.check.loose_file import file_subject
 from cspdeploy.check.reference import reference_of
 from cspdeploy.core.errors import InputError
@@ -218,3 +219,15 @@ def test_no_network_of_one_image(tmp_path: Path, photos: Path, text: str, reason
     path = _save(tmp_path / "net.onnx", text, s=np.array([48]))
     with pytest.raises(InputError, match=reason):
         file_subject(path, images=photos, contract="unit")
+
+
+def test_broken_file_is_told_how_to_find_the_node(tiny_bundle: Path, tmp_path: Path) -> None:
+    plain, broken = tiny_bundle / "tiny.onnx", tmp_path / "broken.onnx"
+    model = onnx.load(plain)
+    slope = next(item for node in model.graph.node for item in node.attribute if item.name == "alpha")
+    slope.f = 0.5
+    onnx.save(model, broken)
+    settings = VerifySettings(runtimes=("ort-cpu",), latency=None, isolate=False)
+    report = verify_subjects([file_subject(broken, against=plain)], settings)
+    assert report.verdict == "fail"
+    assert report.settings["next_step"] == f"cspdeploy blame {broken} --against {plain} --runtime ort-cpu"
