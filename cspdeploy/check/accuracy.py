@@ -32,7 +32,7 @@ def measure_accuracy(
     num_first = num_among_five = 0
     for indices in data.batches(BATCH):
         logits = compute(normalise(data.resized(indices, contract), contract))
-        hits = top_k(logits, 5) == data.classes[indices][:, None]  # type: ignore[arg-type]
+        hits = top_k(logits, 5) == data.classes[indices][:, None]
         hits &= np.isfinite(logits).all(axis=1)[:, None]  # sorted like any others, a row of NaN would name class 0
         num_first += int(hits[:, 0].sum())
         num_among_five += int(hits.any(axis=1).sum())

@@ -117,9 +117,9 @@ def _compare_one(actual: Array, reference: Reference, limit: Limit, rules: _Rule
     if num_bad:
         return Comparison(verdict="nan", reason=f"{num_bad} of {actual.size} values are NaN or infinite")
     numbers: dict[str, Any] = {
-        "rel_l2": relative_l2(actual, reference),  # type: ignore[arg-type]
+        "rel_l2": relative_l2(actual, reference),
         "limit": limit.rel_l2,
-        "max_abs": max_abs_difference(actual, reference),  # type: ignore[arg-type]
+        "max_abs": max_abs_difference(actual, reference),
     }
     if rules.decisions:
         numbers |= _agreement(actual, reference)
@@ -136,7 +136,7 @@ def _compare_one(actual: Array, reference: Reference, limit: Limit, rules: _Rule
 
 def _wrong_decisions(actual: Array, reference: Reference, limit: Limit, num_flips: int | None) -> str:
     """Why the decisions are not those of the original, or empty."""
-    changed = top_k(reference, 1)[:, 0] != top_k(actual, 1)[:, 0]  # type: ignore[arg-type]
+    changed = top_k(reference, 1)[:, 0] != top_k(actual, 1)[:, 0]
     clear = np.flatnonzero(changed & _decided(reference, limit))
     if clear.size:
         return f"another class wins on {clear.size} clear images, first image {clear[0]}"
@@ -146,14 +146,14 @@ def _wrong_decisions(actual: Array, reference: Reference, limit: Limit, num_flip
 
 
 def _agreement(actual_NC: Array, reference_NC: Reference) -> dict[str, Any]:
-    expected, got = top_k(reference_NC, 5), top_k(actual_NC, 5)  # type: ignore[arg-type]
+    expected, got = top_k(reference_NC, 5), top_k(actual_NC, 5)
     common = [len(np.intersect1d(a, b)) / len(a) for a, b in zip(expected, got, strict=True)]
     return {
         "top1_agreement": float((expected[:, 0] == got[:, 0]).mean()),
         "top5_agreement": float(np.mean(common)),
         "decisions": tuple(
             ImageDecision(index=int(first), probability=float(row[first]))
-            for first, row in zip(got[:, 0], softmax(actual_NC), strict=True)  # type: ignore[arg-type]
+            for first, row in zip(got[:, 0], softmax(actual_NC), strict=True)
         ),
     }
 
@@ -174,4 +174,4 @@ def _rows_permuted(actual: Array, reference: Reference, limit: Limit) -> bool:
     nearest = [int(np.linalg.norm(flat - row.ravel(), axis=1).argmin()) for row in actual.astype(np.float64)]
     if len(set(nearest)) != len(nearest):
         return False
-    return relative_l2(actual, reference[nearest]) <= limit.rel_l2  # type: ignore[arg-type]
+    return relative_l2(actual, reference[nearest]) <= limit.rel_l2

@@ -9,7 +9,7 @@ from typing import Literal
 
 from cspdeploy.check.lint_rules import breaks_rule
 from cspdeploy.check.lint_scope import Scope, walk_scoped
-from cspdeploy.core.onnx_graph import DEFAULT_DOMAIN, Graph, Node, OnnxModel, module_path, read_onnx
+from cspdeploy.core.onnx_graph import DEFAULT_DOMAIN, Graph, Node, OnnxModel, node_module, read_onnx
 from cspdeploy.core.targets import COMPOSITES, OPERATOR_SINCE, Severity, Target
 
 __all__ = ["Finding", "LintReport", "TargetReport", "lint_file", "lint_model"]
@@ -250,7 +250,7 @@ def _check_domain(node: Node, target: Target) -> Finding | None:
 def _of_node(node: Node, severity: Severity, rule: str, *, got: str, takes: str, fix: str, source: str) -> Finding:
     return _finding(
         severity, rule, node=node.name or f"{node.operator} {node.index}", operator=node.operator,
-        module=module_path(node.name), got=got, takes=takes, fix=fix, source=source,
+        module=node_module(node), got=got, takes=takes, fix=fix, source=source,
     )  # fmt: skip
 
 

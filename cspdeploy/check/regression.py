@@ -198,14 +198,14 @@ class _Pair:
         )
         if [(name, array.shape) for name, array in got.items()] != [(name, a.shape) for name, a in expected.items()]:
             return dataclasses.replace(found, rel_l2=math.inf)
-        distance = max(relative_l2(got[name], expected[name]) for name in expected)  # type: ignore[arg-type]
+        distance = max(relative_l2(got[name], expected[name]) for name in expected)
         return dataclasses.replace(found, rel_l2=distance, top1_agreement=self._agreement(got, expected))
 
     def _agreement(self, got: Outputs, expected: Outputs) -> float | None:
         name = next(iter(expected))
         if not self._classes or expected[name].ndim != 2:
             return None
-        first = [top_k(outputs[name], 1)[:, 0] for outputs in (got, expected)]  # type: ignore[arg-type]
+        first = [top_k(outputs[name], 1)[:, 0] for outputs in (got, expected)]
         return float((first[0] == first[1]).mean())
 
     def _judge_outputs(self, found: Regression, then: ParityRow, now: ParityRow, judgement: _Judgement) -> None:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 __all__ = ["ERROR_DECADES", "error_histogram", "max_abs_difference", "relative_l2", "softmax", "sqnr_db", "top_k"]
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[np.generic]
+"""Of numbers, as engines give them."""
 
 ERROR_DECADES = tuple(10.0**power for power in range(-9, 1))
 """Borders between the counts of `error_histogram`: 11 counts, below 1e-9, 1e-9 to 1e-8, ..., 1 and above."""

@@ -11,10 +11,12 @@ import onnx
 from onnx import helper, numpy_helper
 
 from cspdeploy.core.catalog import MAX_IR_VERSION
+from cspdeploy.core.onnx_graph import read_onnx
 
 __all__ = [
     "captured_names",
     "count_operators",
+    "count_operators_of",
     "split_expansion_convolutions",
     "subgraphs_of",
     "without_weights",
@@ -36,8 +38,20 @@ def write_model(model: onnx.ModelProto, path: Path) -> None:
 
 def count_operators(graph: onnx.GraphProto) -> dict[str, int]:
     """How many nodes of each operator the graph has, most frequent first; those of subgraphs are not counted."""
-    counts = Counter(node.op_type for node in graph.node)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return _most_frequent_first(node.op_type for node in graph.node)
+
+
+def count_operators_of(path: Path) -> dict[str, int]:
+    """The same of a file, without reading its weights.
+
+    Raises:
+        InputError: not an ONNX file.
+    """
+    return _most_frequent_first(node.operator for node in read_onnx(path).graph.nodes)
+
+
+def _most_frequent_first(operators: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(operators).items(), key=lambda item: (-item[1], item[0])))
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ import numpy.typing as npt
 from cspdeploy.core.catalog import FP32_FLOOR, FP32_NOISE_FACTOR
 from cspdeploy.core.child import child_command, child_environment
 from cspdeploy.core.metrics import relative_l2
-from cspdeploy.core.onnx_graph import read_onnx
 from cspdeploy.core.types import StepRecord
+from cspdeploy.export.rewrite import count_operators_of
 from cspdeploy.runtimes.ort import OrtSession, open_cpu_session
 
 __all__ = ["SimplifyJob", "start_simplify"]
@@ -54,7 +53,7 @@ class SimplifyJob:
         if reason:
             shutil.copyfile(self._source, self._target)
             return StepRecord(name="simplify", outcome="kept", detail=f"unsimplified graph kept: {reason}")
-        before, after = _operators(self._source), _operators(self._target)
+        before, after = count_operators_of(self._source), count_operators_of(self._target)
         num_before, num_after = sum(before.values()), sum(after.values())
         facts = {
             "nodes_before": num_before, "nodes_after": num_after, "limit": LIMIT, "operators_before": before,
@@ -108,12 +107,6 @@ def start_simplify(source: Path, target: Path, *, time_limit_s: float = TIME_LIM
     return SimplifyJob(process, source, target, time_limit_s)
 
 
-def _operators(path: Path) -> dict[str, int]:
-    """As `cspdeploy.export.rewrite.count_operators`, without reading the weights."""
-    counts = Counter(node.operator for node in read_onnx(path).graph.nodes)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
 def _difference(before: OrtSession, after: OrtSession, x_NCHW: npt.NDArray[np.float32]) -> str:
     """What differs between the outputs of two sessions; empty where nothing does."""
     feeds = {next(iter(before.inputs)): x_NCHW}
@@ -121,7 +114,7 @@ def _difference(before: OrtSession, after: OrtSession, x_NCHW: npt.NDArray[np.fl
     for name, reference in expected.items():
         if (got[name].dtype, got[name].shape) != (reference.dtype, reference.shape):
             return f"{got[name].dtype} {list(got[name].shape)} for {reference.dtype} {list(reference.shape)}"
-        distance = relative_l2(got[name], reference)  # type: ignore[arg-type]
+        distance = relative_l2(got[name], reference)
         if not distance <= LIMIT:
             return f"relative L2 {distance:.1e}, limit {LIMIT:.1e}"
     return ""

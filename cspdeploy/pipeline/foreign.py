@@ -144,7 +144,7 @@ class OnnxOrigin:
         expected, got = (run_contained(ENGINE, self._request(file), calls) for file in (self._path, path))
         for before, after in zip(expected, got, strict=True):
             for name in self._names:
-                distance = relative_l2(after[name], before[name])  # type: ignore[arg-type]
+                distance = relative_l2(after[name], before[name])
                 if not distance <= LIMIT:
                     raise InputError(
                         f"{self._path}: output '{name}' of its copy ({record.detail}) is another one: relative L2 "

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from cspdeploy.check.blame.quantisation import Quantisation, find_quantisation
 from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.onnx_edit import SHAPE_SUFFIX, cut_part, needs, with_outputs, with_shapes
-from cspdeploy.core.onnx_graph import Node, module_path, read_onnx
+from cspdeploy.core.onnx_graph import Node, module_path, node_module, read_onnx
 from cspdeploy.core.trace import Sink, TracedNode, Values
 from cspdeploy.runtimes.base import Runtime, Session, SessionRequest
 from cspdeploy.runtimes.ort_graph import tensor_types
@@ -231,7 +231,7 @@ def traced_node(index: int, node: Node) -> TracedNode:
     }  # fmt: skip
     return TracedNode(
         index=index, name=node.name or f"{node.operator} {node.index}", operator=node.operator,
-        module=module_path(node.name or next(iter(node.outputs), "")), inputs=tuple(needs(node)),
+        module=node_module(node) or module_path(next(iter(node.outputs), "")), inputs=tuple(needs(node)),
         outputs=tuple(filter(None, node.outputs)), attributes=attributes,
     )  # fmt: skip
 

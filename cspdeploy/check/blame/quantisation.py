@@ -76,11 +76,6 @@ def find_quantisation(graph: Graph) -> dict[str, Quantisation]:
     return found
 
 
-def quantisation_of_input(node: Node, graph: Graph) -> Quantisation | None:
-    """Of what a DequantizeLinear takes."""
-    return _read(node, graph, 1) if node.operator == "DequantizeLinear" else None
-
-
 def _of_output(node: Node, graph: Graph) -> Quantisation | None:
     return _read(node, graph, _OUTPUT_SCALE[node.operator])
 
