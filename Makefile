@@ -41,12 +41,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== packages, as pinned in constraints.txt; the first time this takes minutes, most of them for torch"
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt setuptools
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation \
-	  -e '.[export,cpu,hub,report,dev]'
+	  -e '.[export,cpu,openvino,hub,report,dev]'
 	@touch $@
 
 demo: setup
-	@echo "== export cspdarknet53: TorchScript, ONNX, FP16"
-	$(BIN)/cspdeploy export cspdarknet53 --fp16
+	@echo "== export cspdarknet53: TorchScript, ONNX, FP16, INT8"
+	$(BIN)/cspdeploy export cspdarknet53 --fp16 --int8
 	@echo "== verify what was exported"
 	$(BIN)/cspdeploy verify
 	@echo "== predict images of the Fashion-MNIST test split; each file is named by its true class"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,18 @@ import onnxruntime
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 
 from cspdeploy.core.codec import to_json
 from cspdeploy.core.model_folder import write_calibration, write_spec
 from cspdeploy.core.spec import ModelSpec, NetworkSpec, Preprocess, Provenance
+from cspdeploy.core.types import Timing
 from cspdeploy.nets.cspnet import CspNetConfig, StageConfig, StemConfig
 from cspdeploy.nets.registry import build
 from cspdeploy.nets.weights import write_safetensors
+from cspdeploy.pipeline.int8_step import Int8Request
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
+from cspdeploy.quant import judge
 
 # No deadline: tests never judge a duration. No example database: the checkout stays clean, the order is fixed.
 settings.register_profile("fast", max_examples=40, deadline=None, database=None, derandomize=True)
@@ -124,3 +129,62 @@ def tiny_bundle(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     output = tmp_path_factory.mktemp("exported")
     export_bundle(ExportRequest(model="tiny", models=tiny_models, output=output, fp16=True))
     return output / "tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What INT8 exports remember between runs stays out of the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CSPDEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def photos() -> np.ndarray:
+    """96 images `[96, 28, 28]` uint8 that look like photographs: neighbouring pixels are alike, no two images are."""
+    coarse = np.random.default_rng(0).integers(0, 256, (96, 7, 7), np.uint8)
+    return np.stack([np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC)) for image in coarse])
+
+
+@pytest.fixture(scope="session")
+def photo_models(tiny_models: Path, photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_models` with images that INT8 may be calibrated on: those of the other are random, and refused for that."""
+    models = Path(shutil.copytree(tiny_models, tmp_path_factory.mktemp("photo") / "models"))
+    write_calibration(models / "tiny" / "calibration.npz", photos)
+    return models
+
+
+def set_int8_speed(patch: pytest.MonkeyPatch, speed: float) -> None:
+    """As if INT8 files ran that many times as fast as FP32. Which is faster of networks of microseconds is chance."""
+    fp32 = Timing(
+        p50_ms=1.0, ci_low_ms=1.0, ci_high_ms=1.0, num_runs=1, verdict="reference", ratio=1.0, samples_ms=(1.0,)
+    )  # fmt: skip
+    int8 = dataclasses.replace(
+        fp32, p50_ms=1 / speed, ratio=speed, ratio_low=speed, ratio_high=speed,
+        verdict="faster" if speed > 1 else "slower",
+    )  # fmt: skip
+    patch.setattr(judge, "measure_latency", lambda *_, **__: {"FP32": fp32, "INT8": int8})
+
+
+@pytest.fixture
+def int8_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a half, so that speed is no reason to refuse a file."""
+    set_int8_speed(monkeypatch, 1.5)
+
+
+@pytest.fixture
+def int8_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a half."""
+    set_int8_speed(monkeypatch, 0.5)
+
+
+@pytest.fixture(scope="session")
+def tiny_int8_bundle(photo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of "tiny" with FP16 and INT8. Shared and so read-only."""
+    output = tmp_path_factory.mktemp("quantised")
+    request = ExportRequest(
+        model="tiny", models=photo_models, output=output, fp16=True, int8=Int8Request(calibration="minmax")
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        set_int8_speed(patch, 1.5)
+        return Path(export_bundle(request).folder)

@@ -17,13 +17,15 @@ from cspdeploy.check.shapes import choose_input_shapes, find_dtypes, find_shapes
 from cspdeploy.core.onnx_graph import DEFAULT_DOMAIN, Node, OnnxModel, Tensor, read_onnx, walk_nodes
 from cspdeploy.core.types import PrecisionAudit
 
-__all__ = ["audit_model", "audit_onnx", "declared_precision", "weight_tensors"]
+__all__ = ["INT8_WEIGHTS", "audit_model", "audit_onnx", "declared_precision", "weight_tensors"]
 
 Feeds = Mapping[str, npt.NDArray[np.generic]]
 
 # Why half: FP16 and INT8 files keep some nodes in FP32 on purpose (what would overflow; first, last and sensitive
 # layers), which is a minority of the MACs wherever the conversion was worth it. What is mostly FP32 is an FP32 file.
 MIN_SHARE = 0.5
+INT8_WEIGHTS = "int8-weights"
+"""A declaration of weights that are stored in 8 bits, and of arithmetic in float."""
 # An FP32 file has no reason to compute anything in fewer bits. Of its weights, lookup tables and masks may be small
 # integers; a hundredth leaves room for them, and none for a layer that counts.
 MAX_REDUCED_WEIGHTS = 0.01
@@ -39,7 +41,7 @@ _PRECISIONS = {
 }  # fmt: skip
 """int64, bool and strings are left out: they are shapes, indices and masks, not weights."""
 _FULL = ("fp32", "fp64", "int32")
-_DECLARED = re.compile(r"[._-](fp32|fp16|int8)\.onnx$", re.IGNORECASE)
+_DECLARED = re.compile(r"[._-](fp32|fp16|int8|int8-weights)\.onnx$", re.IGNORECASE)
 # Operators that only move values: what is quantised before them is so after them.
 _MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 
@@ -55,7 +57,10 @@ class _Work:
 
 
 def declared_precision(path: Path) -> str:
-    """The precision that a file's name promises: "int8" of model.int8.onnx or model-int8.onnx; empty for none."""
+    """The precision that a file's name promises: "int8" of model.int8.onnx or model-int8.onnx; empty for none.
+
+    "int8-weights" promises weights that are stored in 8 bits, and nothing of the arithmetic.
+    """
     found = _DECLARED.search(path.name)
     return found[1].lower() if found else ""
 
@@ -64,7 +69,7 @@ def audit_onnx(path: Path, *, declared: str, feeds: Feeds | None = None) -> Prec
     """What the file is.
 
     Args:
-        declared: "fp32", "fp16" or "int8" as it is listed or named; empty where nothing is promised.
+        declared: "fp32", "fp16", "int8" or "int8-weights" as it is listed or named; empty where nothing is promised.
         feeds: inputs, `[N, ...]` each, of which the shapes alone are used, for dimensions that the file leaves free.
 
     Raises:
@@ -200,6 +205,9 @@ def _problem(declared: str, *, macs: dict[str, float], weights: dict[str, float]
         return ""
     if declared == "fp32":
         return _reduced(macs, weights)
+    if declared == INT8_WEIGHTS:
+        stored = _describe(weights) or "unknown"
+        return "" if weights.get("int8", 0.0) >= MIN_SHARE else f"named INT8 in its weights, but these are {stored}"
     name, judged, what = declared.upper(), macs or weights, "MACs" if macs else "weights"
     if judged.get(declared, 0.0) < MIN_SHARE:
         share = f"{100 * judged.get(declared, 0.0):.3g} % of its {what} are in {name}"

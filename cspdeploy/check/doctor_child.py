@@ -19,7 +19,7 @@ from cspdeploy.runtimes.base import Runtime
 
 __all__ = ["ENGINES", "FORMAT", "main", "try_provider", "try_runtime"]
 
-ENGINES = ("onnxruntime", "torch", "onnx")
+ENGINES = ("onnxruntime", "openvino", "torch", "onnx")
 FORMAT = "format"
 """The task that opens a file of the newest format that exports write."""
 _REMOTE = {"AzureExecutionProvider": "sends whole operators to a service elsewhere, computes nothing here"}

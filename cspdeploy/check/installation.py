@@ -72,7 +72,7 @@ def _overwritten(installed: list[str], engine: Answer) -> list[Finding]:
 
 def _broken_engines(trials: Mapping[str, Answer], installed: list[str]) -> list[Finding]:
     found = []
-    for name in ("onnxruntime", "torch", "onnx"):
+    for name in ("onnxruntime", "openvino", "torch", "onnx"):
         answer = trials.get(f"engine:{name}", {"works": True})
         if answer["works"]:
             continue

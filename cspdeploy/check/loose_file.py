@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cspdeploy.check.audit import audit_onnx
+from cspdeploy.check.audit import INT8_WEIGHTS, audit_onnx, declared_precision
 from cspdeploy.check.reference import reference_of
 from cspdeploy.check.subject import Candidate, Subject, bundle_subject
 from cspdeploy.core.bundle import MANIFEST_FILE, read_manifest
@@ -125,11 +125,18 @@ def _candidates(files: Iterable[Path], *, batch: int | None) -> list[Candidate]:
     for name, path in zip(names, paths, strict=True):
         model = read_onnx(path)
         found.append(Candidate(
-            artifact=name, format="onnx", precision=audit_onnx(path, declared="").found, path=path,
+            artifact=name, format="onnx", precision=_precision(path), path=path,
             num_bytes=model.num_bytes, output_names=tuple(value.name for value in model.graph.outputs), batch=batch,
             output_dtypes=tuple(value.dtype for value in model.graph.outputs), inputs=_inputs(model),
         ))  # fmt: skip
     return found
+
+
+def _precision(path: Path) -> str:
+    """What it computes in; of one that says of itself that its weights are in 8 bits, that: its error is theirs."""
+    if declared_precision(path) == INT8_WEIGHTS:
+        return "int8"
+    return audit_onnx(path, declared="").found
 
 
 def _inputs(model: OnnxModel) -> tuple[TensorInfo, ...]:

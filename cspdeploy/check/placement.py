@@ -13,8 +13,8 @@ __all__ = ["Placement", "find_placement", "strict_problem"]
 COPIES = ("MemcpyToHost", "MemcpyFromHost")
 """ONNX Runtime's own nodes between devices."""
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""What a session of that device is asked to run on."""
+_PROVIDERS = {"cpu": ("CPUExecutionProvider", "CPU"), "cuda": ("CUDAExecutionProvider",)}
+"""What a session of that device is asked to run on, as each engine calls it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ def find_placement(
     asked = _PROVIDERS.get(runtime.device)
     if not nodes or asked is None:
         return Placement(counts=counts, elsewhere=(), num_copies=None)
-    elsewhere = tuple(node for node in nodes if node.provider != asked and node.operator not in COPIES)
+    elsewhere = tuple(node for node in nodes if node.provider not in asked and node.operator not in COPIES)
     return Placement(counts=counts, elsewhere=elsewhere, num_copies=num_copies)
 
 

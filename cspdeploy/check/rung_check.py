@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspdeploy.check.accuracy import measure_accuracy
-from cspdeploy.check.audit import audit_onnx
+from cspdeploy.check.audit import INT8_WEIGHTS, audit_onnx
 from cspdeploy.check.compare import compare_outputs
 from cspdeploy.check.opening import CheckedSession
 from cspdeploy.check.phases import Phases
@@ -23,7 +23,7 @@ from cspdeploy.check.settings import Progress, VerifySettings
 from cspdeploy.check.subject import Candidate, Subject
 from cspdeploy.check.tolerance import allowed_flips, limits_for
 from cspdeploy.check.worker import WorkerCrashedError, WorkerHungError
-from cspdeploy.core.catalog import ACCURACY_BUDGET
+from cspdeploy.core.catalog import ACCURACY_BUDGET, ARTIFACT_KINDS
 from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.metrics import relative_l2
@@ -89,7 +89,7 @@ class RungCheck:
         if self.settings.audit and made.format == "onnx" and made.artifact not in self._audits:
             feeds = self.subject.first_call(made)
             self._audits[made.artifact] = self._auditor.submit(
-                audit_onnx, made.path, declared=made.precision, feeds=feeds
+                audit_onnx, made.path, declared=_declared(made), feeds=feeds
             )
         row = self._compare(row, made, session)
         row = self._audit(row, made)
@@ -186,6 +186,12 @@ class RungCheck:
         """Relative L2 of all outputs together, of a session with TF32 on; infinite where they cannot be compared."""
         outputs = run_all(session, self.subject, made)
         return _joint_distance(outputs, self.subject.outputs_fp64)
+
+
+def _declared(made: Candidate) -> str:
+    """What its kind promises of a file: of one whose weights alone are in 8 bits, nothing of the arithmetic."""
+    kind = ARTIFACT_KINDS.get(made.artifact)
+    return INT8_WEIGHTS if kind is not None and kind.weights_only else made.precision
 
 
 def _num_quantised(made: Candidate) -> int:

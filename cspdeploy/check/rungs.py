@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from cspdeploy.check.subject import Candidate, Subject
@@ -9,7 +10,10 @@ from cspdeploy.core.errors import InputError
 from cspdeploy.runtimes import all_runtimes, require_runtime
 from cspdeploy.runtimes.base import Runtime, SessionRequest
 
-__all__ = ["Rung", "list_rungs"]
+__all__ = ["RUNTIMES_VARIABLE", "Rung", "list_rungs"]
+
+RUNTIMES_VARIABLE = "CSPDEPLOY_RUNTIMES"
+"""Environment variable: what is checked where no runtime is named, for machines with an engine that is not meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +35,17 @@ def list_rungs(subject: Subject, *, runtimes: list[str]) -> list[Rung]:
     """Eager first, then the artifacts in the order of the ladder, each on every runtime that reads it.
 
     Args:
-        runtimes: names asked for; empty for all that are here. A CPU runtime that is not here gives rungs that say so;
-            one for another device is left out.
+        runtimes: names asked for; empty for those of CSPDEPLOY_RUNTIMES (names between commas), or all that are here.
+            A CPU runtime that is not here gives rungs that say so; one for another device, and an optional one, is left
+            out.
 
     Raises:
         InputError: unknown runtime, or one that computes references and is no rung itself.
         RuntimeUnavailableError: a runtime that was asked for is missing.
     """
-    wanted = [require_runtime(name) for name in runtimes] or [
-        runtime for runtime in all_runtimes().values() if runtime.device == "cpu" or runtime.missing() is None
+    names = runtimes or [name.strip() for name in os.environ.get(RUNTIMES_VARIABLE, "").split(",") if name.strip()]
+    wanted = [require_runtime(name) for name in names] or [
+        runtime for runtime in all_runtimes().values() if _expected(runtime) or runtime.missing() is None
     ]
     references = [runtime.name for runtime in wanted if runtime.role == "reference"]
     if runtimes and references:
@@ -53,6 +59,11 @@ def list_rungs(subject: Subject, *, runtimes: list[str]) -> list[Rung]:
         for runtime in wanted
         if runtime.role == "engine" and runtime.reads(format_=candidate.format, precision=candidate.precision)
     ]
+
+
+def _expected(runtime: Runtime) -> bool:
+    """Its absence is worth a word."""
+    return runtime.device == "cpu" and not runtime.optional
 
 
 def _missing(runtime: Runtime) -> str:

@@ -84,7 +84,7 @@ def _print_traceback() -> None:
 
 def _missing_package(error: ImportError) -> int:
     package = (error.name or "").partition(".")[0]
-    extras = {"onnxruntime": "cpu", "huggingface_hub": "hub"}
+    extras = {"onnxruntime": "cpu", "openvino": "openvino", "huggingface_hub": "hub"}
     if package in {"torch", "onnx", "onnxscript", "onnxsim", "safetensors", *extras}:
         print_error(f"this command needs the package '{package}', which is not installed",
                     f"pip install 'cspdeploy[{extras.get(package, 'export')}]'")  # fmt: skip

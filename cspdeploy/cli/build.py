@@ -5,13 +5,19 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cspdeploy.cli import int8_options as options
 from cspdeploy.cli.check import finish_verify
-from cspdeploy.cli.render import print_json, print_renderable, progress_bar
-from cspdeploy.core.errors import InputError, InterruptedRunError
+from cspdeploy.cli.qat import fine_tune, require_own_size, require_plain
+from cspdeploy.cli.render import print_error, print_json, print_renderable, progress_bar
+from cspdeploy.cli.sections import SectionedCommand
+from cspdeploy.core.errors import EXIT_CHECK_FAILED, EXIT_OK, InputError, InterruptedRunError
+
+if TYPE_CHECKING:
+    from cspdeploy.pipeline.recipe import ExportReport
 
 __all__ = ["register"]
 
@@ -21,7 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    app.command()(export)
+    app.command(cls=SectionedCommand)(export)
     app.command()(train)
 
 
@@ -65,10 +71,14 @@ def export(
         ),
     ],
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write an FP16 ONNX file.")] = False,
+    int8: options.Int8 = False,
     weights: Annotated[
         str | None, typer.Option("--weights", help="Weights file, or 'random' for an UNTRAINED export.")
     ] = None,
-    calib: Annotated[Path | None, typer.Option("--calib", help="Folder of real images to prove the export on.")] = None,
+    calib: Annotated[
+        Path | None,
+        typer.Option("--calib", help="Folder of real images to prove the export on, and to calibrate INT8."),
+    ] = None,
     names: Annotated[
         Path | None, typer.Option("--names", help="File of class names, one a line, in the order of the weights.")
     ] = None,
@@ -100,6 +110,16 @@ def export(
         str | None,
         typer.Option("--target", help="Runtime that the ONNX files must be fit for; see 'cspdeploy check --help'."),
     ] = None,
+    int8_mode: options.Mode = None,
+    calibration: options.Calibration = None,
+    calib_images: options.CalibrationImages = None,
+    effort: options.EffortLevel = None,
+    power_of_two: options.PowerOfTwo = False,
+    max_drop: options.MaxDrop = None,
+    max_latency: options.MaxLatency = None,
+    labelled: options.Labelled = None,
+    int8_time_limit: options.TimeLimit = None,
+    require_int8: options.RequireInt8 = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder that the bundle goes into.")] = Path(
         "exported"
     ),
@@ -107,16 +127,27 @@ def export(
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Verify the bundle after writing it.")] = True,
     json_: Json = False,
 ) -> int:
-    """Export a model to TorchScript, ONNX and, with --fp16, FP16 ONNX, and verify all of them."""
+    """Export a model to TorchScript, ONNX and, with --fp16 and --int8, smaller ONNX files, and verify all of them."""
+    quantised = options.int8_request(
+        int8=int8, mode=int8_mode, calibration=calibration, images=calib_images, effort=effort,
+        power_of_two=power_of_two, max_drop=max_drop, max_latency=max_latency, labelled=labelled,
+        time_limit_s=int8_time_limit, required=require_int8,
+    )  # fmt: skip
     from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 
     request = ExportRequest(
         model=model, models=models, output=output, weights=weights, names=names, calibration=calib,
         size_px=parse_size(size), preprocess=preprocess, features=features, strides=parse_strides(strides), fp16=fp16,
-        opset=opset, dynamic_batch=dynamic_batch, target=target,
+        int8=quantised, opset=opset, dynamic_batch=dynamic_batch, target=target,
     )  # fmt: skip
     with progress_bar("export") as progress:
         report = export_bundle(request, progress=progress)
+    code = _finish_export(report, verify=verify, json_=json_)
+    return _tell_refusal(report, required=require_int8) or code
+
+
+def _finish_export(report: ExportReport, *, verify: bool, json_: bool) -> int:
+    """Print what was done, and verify it; the exit code of that."""
     if not json_:
         from cspdeploy.report.steps import render_steps
 
@@ -128,38 +159,90 @@ def export(
     publish_report(Path(report.folder))
     if json_:
         print_json(report)
-    return 0
+    return EXIT_OK
+
+
+def _tell_refusal(report: ExportReport, *, required: bool) -> int:
+    """Say last of all that an INT8 file was asked for and is not there; exit 1 where it had to be."""
+    if not report.refused_int8:
+        return EXIT_OK
+    if required:
+        print_error(
+            f"--require-int8: {report.refused_int8}",
+            f"leave out --require-int8; {report.folder} is whole without it",
+        )
+        return EXIT_CHECK_FAILED
+    sys.stderr.write(f"warning: {report.refused_int8}\n")
+    return EXIT_OK
 
 
 def train(
     *,
-    model: Annotated[str, typer.Argument(help="A network of 'cspdeploy list'.")],
-    data: Annotated[str, typer.Option("--data", help="fashion-mnist, or a folder with one folder per class.")],
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 14,
-    batch: Annotated[int, typer.Option("--batch", min=2, help="Images a step.")] = 128,
+    model: Annotated[str, typer.Argument(help="A network of 'cspdeploy list'; with --qat, a trained model.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="fashion-mnist, or a folder with one folder per class. With --qat, by default what it was trained on.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Passes over the training images. [default: 14; --qat: 4]")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=2, help="Images a step. [default: 128; --qat: 64]")
+    ] = None,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", min=1e-6, help="Peak of the one-cycle schedule.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            "--learning-rate", min=1e-6,
+            help="Peak of the one-cycle schedule; with --qat in steps of a weight. [default: 0.1; --qat: 0.01]",
+        ),
+    ] = None,
     size: Annotated[
         int | None,
         typer.Option("--size", min=16, max=1024, help="Side of the input in pixels; the data set's own by default."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of weights, order and augmentation.")] = 0,
+    qat: Annotated[
+        bool, typer.Option("--qat", help="Fine-tune a trained model for INT8; its float weights stay as they are.")
+    ] = False,
+    epoch_steps: Annotated[
+        int | None, typer.Option("--epoch-steps", min=1, help="With --qat: steps of an epoch, at most. [default: 250]")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="With --qat: as of export; this machine's ONNX Runtime by default.")
+    ] = None,
+    calib: Annotated[
+        Path | None,
+        typer.Option("--calib", help="With --qat: images to choose ranges on; the model's own by default."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished epoch.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder of that name.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model folder of that name; with --qat, its fine-tuned plan.")
+    ] = False,
     models: Models = Path("models"),
     json_: Json = False,
-) -> int:
+) -> int:  # fmt: skip
     """Train a network and write models/<name>/: weights, description, labels, calibration images, curve."""
-    from cspdeploy.train.job import train_model
-    from cspdeploy.train.loop import Recipe
-
-    recipe = Recipe(epochs=epochs, batch=batch, max_learning_rate=learning_rate, seed=seed)
     command = shlex.join(["cspdeploy", *(word for word in sys.argv[1:] if word not in ("--resume", "--overwrite"))])
+    given = {"epochs": epochs, "batch": batch, "max_learning_rate": learning_rate}
+    recipe: dict[str, Any] = {name: value for name, value in given.items() if value is not None} | {"seed": seed}
+    tuning = {"--epoch-steps": epoch_steps, "--target": target, "--calib": calib}
     try:
+        if qat:
+            require_own_size(size)
+            return fine_tune(
+                model, models=models, data=data, calibration=calib, target=target, command=command, resume=resume,
+                overwrite=overwrite, recipe=recipe, epoch_steps=epoch_steps, json_=json_,
+            )  # fmt: skip
+        data = require_plain(data, tuning)
+        from cspdeploy.train.job import train_model
+        from cspdeploy.train.loop import Recipe
+
         with progress_bar("train") as progress:
             report = train_model(
-                model, data=data, models=models, recipe=recipe, size_px=size, command=command, resume=resume,
+                model, data=data, models=models, recipe=Recipe(**recipe), size_px=size, command=command, resume=resume,
                 overwrite=overwrite, progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt as error:
@@ -172,4 +255,4 @@ def train(
             f"{report.folder}: top-1 {100 * accuracy.top1:.2f} %, top-5 {100 * accuracy.top5:.2f} % "
             f"on {accuracy.num_images} images of {accuracy.dataset}"
         )
-    return 0
+    return EXIT_OK

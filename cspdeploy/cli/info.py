@@ -28,7 +28,9 @@ def predict(
     *,
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    artifact: Annotated[str, typer.Option("--artifact", help="onnx, onnx-fp16 or torchscript.")] = "onnx",
+    artifact: Annotated[
+        str, typer.Option("--artifact", help="onnx, onnx-fp16, onnx-int8, onnx-int8-weights or torchscript.")
+    ] = "onnx",
     runtime: Annotated[str, typer.Option("--runtime", "-r", help="Runtime to use.")] = "ort-cpu",
     top: Annotated[int, typer.Option("--top", min=1, help="Classes to show for each image.")] = 3,
     json_: Json = False,

@@ -7,12 +7,17 @@ from typing import Literal
 
 __all__ = [
     "ARTIFACT_KINDS", "EAGER", "FP16_LIMIT", "FP16_NOISE_FACTOR", "FP16_NOISE_RATIO", "FP32_FLOOR",
-    "FP32_NOISE_FACTOR", "INT8_LIMIT", "TIE_FACTOR", "ArtifactFormat", "ArtifactKind", "Precision",
-    "artifact_file",
+    "FP32_NOISE_FACTOR", "INT8_KINDS", "INT8_LIMIT", "TIE_FACTOR", "ArtifactFormat", "ArtifactKind", "Effort",
+    "Int8Mode", "Precision", "RangeMethod", "artifact_file",
 ]  # fmt: skip
 
 ArtifactFormat = Literal["torchscript", "onnx"]
 Precision = Literal["fp32", "fp16", "int8"]
+Int8Mode = Literal["static", "dynamic", "weights"]
+"""static: activations on grids that were chosen from real images. dynamic: each activation's range is measured while
+the network runs. weights: only stored in 8 bits, all arithmetic in float."""
+RangeMethod = Literal["auto", "minmax", "percentile", "entropy", "mse", "through"]
+Effort = Literal["normal", "high"]
 
 EAGER = "eager"
 """The rung before every artifact: the network as PyTorch runs it. Not a file of the bundle."""
@@ -31,6 +36,7 @@ class ArtifactKind:
     Attributes:
         name: as tables, options and JSON spell it.
         suffix: after the model's name.
+        weights_only: its weights are of that precision, its arithmetic is not.
         summary: one line for README and reports.
     """
 
@@ -38,6 +44,7 @@ class ArtifactKind:
     suffix: str
     format: ArtifactFormat
     precision: Precision
+    weights_only: bool = False
     summary: str
 
 
@@ -57,8 +64,23 @@ ARTIFACT_KINDS: dict[str, ArtifactKind] = {
             name="onnx-fp16", suffix=".fp16.onnx", format="onnx", precision="fp16",
             summary="float16 weights and arithmetic, float32 inputs and outputs",
         ),
+        ArtifactKind(
+            name="onnx-int8", suffix=".int8.onnx", format="onnx", precision="int8",
+            summary="8-bit weights and activations where that pays, float32 inputs and outputs",
+        ),
+        ArtifactKind(
+            name="onnx-int8-weights", suffix=".int8-weights.onnx", format="onnx", precision="int8", weights_only=True,
+            summary="8-bit weights, all arithmetic in float32: a smaller file, not a faster one",
+        ),
     )
 }  # fmt: skip
+
+INT8_KINDS: dict[Int8Mode, str] = {"static": "onnx-int8", "dynamic": "onnx-int8", "weights": "onnx-int8-weights"}
+"""What each mode makes. A bundle holds one of them at most."""
+INT8_MAX_IMAGES = 512
+"""To calibrate on, unless told otherwise: as many as prove an export."""
+INT8_TIME_LIMIT_S = 600.0
+"""Of a search for what meets a budget: some tens of files, at 0.5 to 10 s each to make and judge."""
 
 
 def artifact_file(model: str, kind: str) -> str:

@@ -12,7 +12,7 @@ __all__ = [
     "package_version", "throttled_seconds", "tool_versions",
 ]  # fmt: skip
 
-TOOLS = ("cspdeploy", "torch", "onnx", "onnxsim", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
+TOOLS = ("cspdeploy", "torch", "onnx", "onnxsim", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow")
 _NOTABLE_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
                   "asimddp", "fphp", "i8mm", "bf16")  # fmt: skip
 

@@ -50,7 +50,7 @@ class Predictor:
 
         Args:
             bundle: the folder.
-            artifact: kind of artifact: "onnx", "onnx-fp16", "torchscript".
+            artifact: kind of artifact: "onnx", "onnx-fp16", "onnx-int8", "onnx-int8-weights", "torchscript".
             runtime: "ort-cpu", "ort-cuda", "torchscript-cpu", ...
 
         Raises:

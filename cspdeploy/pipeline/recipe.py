@@ -1,4 +1,4 @@
-"""`export`: a model -> TorchScript, ONNX -> simplified -> rewritten -> FP16, then the bundle around them."""
+"""`export`: a model -> TorchScript, ONNX -> simplified -> rewritten -> FP16, INT8, then the bundle around them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cspdeploy.check.subject import ONNX_FAMILY
 from cspdeploy.core.bundle import BUNDLE, disk_errors, file_record, staged_folder, write_manifest
 from cspdeploy.core.catalog import ARTIFACT_KINDS, DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, artifact_file
+from cspdeploy.core.codec import to_json
 from cspdeploy.core.env import tool_versions
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import GOLDEN_FILE, Golden, num_golden_images, write_golden
 from cspdeploy.core.model_folder import LABELS_FILE, write_text
+from cspdeploy.core.onnx_graph import DEFAULT_DOMAIN, read_onnx
 from cspdeploy.core.targets import Target, find_target
 from cspdeploy.core.types import Artifact, Manifest, StepRecord, TensorInfo
 from cspdeploy.export.simplify import start_simplify
 from cspdeploy.pipeline.foreign import OnnxOrigin, is_onnx
 from cspdeploy.pipeline.graph_steps import cap_ir_version, half_step, rewrite_step
 from cspdeploy.pipeline.images import prepare
+from cspdeploy.pipeline.int8_step import Int8Request, Int8Step, refusal
 from cspdeploy.pipeline.origin import Origin, TorchOrigin
 from cspdeploy.pipeline.source import resolve_source
 from cspdeploy.pipeline.target import fit_options, require_accepted
@@ -50,6 +54,8 @@ class ExportRequest:
     strides: tuple[int, ...] = ()
     """Of the feature maps; empty: the usual ones. Only with `features`."""
     fp16: bool = False
+    int8: Int8Request | None = None
+    """None: no INT8 file."""
     opset: int | None = None
     """None: the default, an ONNX file's own, or the highest that the target takes."""
     dynamic_batch: bool = False
@@ -82,6 +88,11 @@ class ExportReport:
 
     folder: str
     manifest: Manifest
+
+    @property
+    def refused_int8(self) -> str:
+        """Why there is no INT8 file although one was asked for, in one sentence; empty otherwise."""
+        return refusal(tuple(step for artifact in self.manifest.artifacts for step in artifact.steps))
 
 
 def export_bundle(request: ExportRequest, *, progress: Progress = lambda what, done, total: None) -> ExportReport:
@@ -132,8 +143,19 @@ class _Export:
         # Golden and probe images are different ones where there are enough: every second one.
         picks = np.unique(np.linspace(0, len(origin.images) - 1, 2 * num).astype(np.int64))
         self._golden_images = origin.images[picks[::2]]
+        self._int8 = self._open_int8(picks[::2])
         self._x_golden = prepare(self._golden_images, self._spec)
         self._x_probe = prepare(origin.images[picks[1::2]], self._spec) if len(picks) > 1 else self._x_golden
+
+    def _open_int8(self, golden: npt.NDArray[np.int64]) -> Int8Step | None:
+        """None where it is not asked for."""
+        if self._request.int8 is None:
+            return None
+        return Int8Step(
+            self._request.int8, self._spec, labels=self._origin.labels, stored=self._origin.images, golden=golden,
+            origin=self._origin.images_origin, folder=self._request.calibration,
+            target=self._target.name if self._target else None,
+        )  # fmt: skip
 
     def write(self) -> Manifest:
         artifacts = self._artifacts()
@@ -157,7 +179,7 @@ class _Export:
             "features": request.features, "strides": list(request.strides),
             "labels": self._origin.labels_origin, "size_px": size, "fp16": request.fp16,
             "opset": self._origin.opset, "dynamic_batch": request.dynamic_batch, "preprocess": request.preprocess,
-            "target": self._target.name if self._target else None,
+            "target": self._target.name if self._target else None, "int8": to_json(request.int8),
         }  # fmt: skip
 
     def _artifacts(self) -> list[Artifact]:
@@ -181,14 +203,13 @@ class _Export:
         shutil.move(rewritten if rewritten.is_file() else simplified, self._path("onnx"))
         if self._target is not None and self._target.max_ir is not None:
             cap_ir_version(self._path("onnx"), self._target.max_ir)
-        converted = self._convert_fp16()
+        converted = {"onnx-fp16": self._convert_fp16(), **self._quantise()}
         shutil.rmtree(work)
-        refused = (converted,) if converted is not None and converted.outcome == "kept" else ()
+        made = {kind: step for kind, step in converted.items() if step is not None and step.outcome == "done"}
+        refused = (step for step in converted.values() if step is not None and step.outcome == "kept")
         artifacts = [self._artifact("torchscript", (traced,))] if traced is not None else []
         artifacts.append(self._artifact("onnx", (*steps, *refused)))
-        if converted is not None and not refused:
-            artifacts.append(self._artifact("onnx-fp16", (*steps, converted)))
-        return artifacts
+        return artifacts + [self._artifact(kind, (*steps, step)) for kind, step in made.items()]
 
     def _convert_fp16(self) -> StepRecord | None:
         """None where it is not asked for."""
@@ -197,6 +218,16 @@ class _Export:
         self._progress("FP16", 5, 6)
         paths = self._path("onnx"), self._path("onnx-fp16")
         return half_step(*paths, self._x_probe, trusted=self._source_is_torch())
+
+    def _quantise(self) -> dict[str, StepRecord]:
+        """By the kind of artifact; empty where it is not asked for."""
+        if self._int8 is None:
+            return {}
+        path = self._path(self._int8.kind)
+        step = self._int8.make(self._path("onnx"), path, trusted=self._source_is_torch(), progress=self._progress)
+        if step.outcome == "done" and self._target is not None and self._target.max_ir is not None:
+            cap_ir_version(path, self._target.max_ir)
+        return {self._int8.kind: step}
 
     def _source_is_torch(self) -> bool:
         return self._spec.network.family != ONNX_FAMILY
@@ -226,5 +257,11 @@ class _Export:
                 TensorInfo(name=name, dtype="float32", shape=(batch, *shape))
                 for name, shape in self._origin.output_shapes.items()
             ),
-            opset=self._origin.opset if described.format == "onnx" else None, steps=steps,
+            opset=self._opset(kind), steps=steps,
         )  # fmt: skip
+
+    def _opset(self, kind: str) -> int | None:
+        """Of the file itself: INT8 takes 13 at least, whatever the others have."""
+        if ARTIFACT_KINDS[kind].format != "onnx":
+            return None
+        return read_onnx(self._path(kind)).opsets.get(DEFAULT_DOMAIN, self._origin.opset)

@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 from cspdeploy.check.subject import find_weights, onnx_sha256
 from cspdeploy.core.bundle import check_hashes, file_sha256, read_manifest
-from cspdeploy.core.codec import to_json
+from cspdeploy.core.codec import from_json, to_json
+from cspdeploy.core.datasets import FASHION_MNIST
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import WEIGHTS_FILE
 from cspdeploy.core.preprocess import list_images
 from cspdeploy.core.types import Artifact, Manifest
+from cspdeploy.pipeline.int8_step import Int8Request
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 from cspdeploy.pipeline.weights import RANDOM_WEIGHTS
 
@@ -104,6 +106,7 @@ def _request(folder: Path, manifest: Manifest, models: Path) -> ExportRequest:
         "model": _model(options, manifest, missing), "models": models,
         "weights": _weights(options, folder, manifest, models, missing),
         "calibration": _images(options, folder, missing), "names": _names(options, manifest, missing),
+        "int8": _int8(options, missing),
     }  # fmt: skip
     if missing:
         raise InputError(
@@ -180,6 +183,17 @@ def _names(options: dict[str, Any], manifest: Manifest, missing: list[str]) -> P
     if not Path(recorded).is_file():
         missing.append(f"the class names {recorded} ({len(manifest.labels)} of them)")
     return Path(recorded)
+
+
+def _int8(options: dict[str, Any], missing: list[str]) -> Int8Request | None:
+    """None in bundles without, and in those of versions that did not know it."""
+    recorded = options.get("int8")
+    if recorded is None:
+        return None
+    request = from_json(Int8Request, recorded, where="$.options.int8")
+    if request.labelled not in (None, FASHION_MNIST) and not Path(request.labelled).is_dir():
+        missing.append(f"the labelled images {request.labelled}")
+    return request
 
 
 def _compare_files(manifest: Manifest, rebuilt: Manifest) -> tuple[ReproducedFile, ...]:

@@ -6,9 +6,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cspdeploy.core.types import Manifest
+from cspdeploy.report.int8 import int8_lines
 from cspdeploy.report.tables import UNTRAINED, format_bytes
 
 __all__ = ["render_steps"]
+
+_STYLES = {"warning": "yellow", "error": "red"}
+"""Of findings about the calibration images, which are called by their severity."""
 
 
 def render_steps(folder: str, manifest: Manifest) -> RenderableType:
@@ -21,6 +25,9 @@ def render_steps(folder: str, manifest: Manifest) -> RenderableType:
             if step.name not in shown:
                 style = "yellow" if step.outcome == "kept" else "dim"
                 lines.append(Text(f"    {step.name}: {step.detail}", style=style))
+                if step.name == "int8":
+                    lines += [Text(f"      {name}: {text}", style=_STYLES.get(name, "dim"))
+                              for name, text in int8_lines(step.facts)]  # fmt: skip
                 shown.add(step.name)
     assumed = str(manifest.options.get("labels", ""))
     if "assumed" in assumed:

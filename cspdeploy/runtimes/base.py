@@ -118,6 +118,8 @@ class Runtime:
     role: Literal["engine", "reference"] = "engine"
     """engine: a rung of the ladder. reference: computes what others are judged by, and is no rung itself."""
     modules: tuple[str, ...] = ()
+    optional: bool = False
+    """Of an engine that few have: where it is not installed nothing is said of it unless it is asked for."""
 
     def reads(self, *, format_: str, precision: str) -> bool:
         """Whether it opens artifacts of that format and precision."""

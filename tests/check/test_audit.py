@@ -207,6 +207,12 @@ def test_weights_alone_in_int8_are_not_int8(write: Write) -> None:
     found = audit_onnx(write(model), declared="int8")
     assert (found.macs, found.found) == ({"fp32": 1.0}, "fp32")
     assert found.problem == "named INT8, but weight-only: 0 % of its MACs are in INT8 (100 % FP32)"
+    assert audit_onnx(write(model), declared="int8-weights").problem == ""
+
+
+def test_float_weights_are_not_int8_weights(tiny_bundle: Path) -> None:
+    problem = audit_onnx(tiny_bundle / "tiny.onnx", declared="int8-weights").problem
+    assert problem == "named INT8 in its weights, but these are 100 % FP32"
 
 
 def test_fp16_is_fp16(write: Write, tiny_bundle: Path) -> None:

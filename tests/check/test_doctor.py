@@ -139,8 +139,9 @@ def _shadow(folder: Path, monkeypatch: pytest.MonkeyPatch, **modules: str) -> No
 
 def test_wheel_that_crashes_is_contained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _shadow(
-        tmp_path, monkeypatch, onnxruntime="import os\nos.abort()\n", torch="raise ImportError('libtorch.so: no')\n"
-    )
+        tmp_path, monkeypatch, onnxruntime="import os\nos.abort()\n", torch="raise ImportError('libtorch.so: no')\n",
+        openvino="raise ImportError('libopenvino.so: no')\n",
+    )  # fmt: skip
     found = diagnose()
     assert not found.healthy
     states = {state.name: state for state in found.runtimes}
@@ -148,6 +149,7 @@ def test_wheel_that_crashes_is_contained(tmp_path: Path, monkeypatch: pytest.Mon
     assert not any(state.works for state in states.values())
     assert states["ort-cpu"].reason == "crashes its process (SIGABRT)"
     assert states["torch-cpu"].reason == "libtorch.so: no"
+    assert states["openvino"].reason == "libopenvino.so: no"
     assert all(state.fix for state in states.values())
     assert found.providers == ()
     assert found.advice == "onnxruntime cannot be imported: crashes its process (SIGABRT)"
@@ -178,6 +180,14 @@ def test_task_that_hangs_is_given_up_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert found == {
         "first": OK, "hangs": {"works": False, "reason": "does not answer within 1 s", "fix": ""}, "last": OK,
     }  # fmt: skip
+
+
+def test_openvino_whose_files_are_broken_is_a_problem() -> None:
+    broken = {"works": False, "reason": "libopenvino.so: cannot open", "fix": ""}
+    found = _judge({"runtime:a": OK, "engine:openvino": broken})
+    assert not found.healthy
+    assert found.advice == "openvino cannot be imported: libopenvino.so: cannot open"
+    assert found.command == "pip install --force-reinstall openvino"
 
 
 def test_child_that_does_not_start_is_no_endless_loop() -> None:
@@ -297,10 +307,11 @@ def test_table_says_it_all() -> None:
 
 
 def test_works_where_nothing_is_installed() -> None:
-    """No torch, no onnx, no onnxruntime: a table that says so, and no traceback."""
+    """No torch, no onnx, no engine: a table that says so, and no traceback."""
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name in ('torch', 'onnx', 'onnxruntime') else find(name, *rest)\n"
+        "absent = ('torch', 'onnx', 'onnxruntime', 'openvino')\n"
+        "u.find_spec = lambda name, *rest: None if name in absent else find(name, *rest)\n"
         "from cspdeploy.check import doctor_child; doctor_child.main()"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(cspdeploy.__file__).parents[1])}

@@ -105,7 +105,7 @@ def test_facts_of_the_manifest(tiny_bundle: Path, tiny_models: Path, tiny_spec: 
         "model": "tiny", "weights": str(weights), "size_px": [32, 32], "features": False, "strides": [],
         "labels": str(tiny_models / "tiny" / "labels.txt"),
         "fp16": True, "opset": 18,
-        "dynamic_batch": False, "preprocess": None, "target": None,
+        "dynamic_batch": False, "preprocess": None, "target": None, "int8": None,
         "images": f"{tiny_models / 'tiny' / 'calibration.npz'} ({digest})",
     }  # fmt: skip
 

@@ -33,7 +33,7 @@ def fresh_registry() -> Iterator[None]:
 def test_names_and_devices() -> None:
     assert set(all_runtimes()) == {
         "torch-cpu", "torch-cuda", "torchscript-cpu", "torchscript-cuda", "ort-cpu", "ort-cuda", "fp16-rounding",
-        "onnx-fp64",
+        "onnx-fp64", "openvino",
     }  # fmt: skip
     for name, runtime in all_runtimes().items():
         assert runtime.name == name

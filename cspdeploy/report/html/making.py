@@ -9,9 +9,12 @@ from typing import Any
 from cspdeploy.core.types import Artifact, Manifest, ParityRow, PrecisionAudit, StepRecord, VerifyReport
 from cspdeploy.report.html.markup import Column, Markup, bytes_text, join, percent_text, table, tag
 from cspdeploy.report.html.rows import artifact_rows, mark, row_name
+from cspdeploy.report.int8 import front_rows, int8_lines, tried_rows
 
 __all__ = ["audit_table", "environment_lists", "file_table", "placement_table", "step_list"]
 
+_NOTHING: tuple[Any, ...] = ("", None, [], {}, ())
+"""Options that were not given."""
 
 # --- steps ---
 
@@ -31,9 +34,31 @@ def _step(step: StepRecord, results: Sequence[Artifact]) -> Markup:
     outcome = mark("pass", "done") if step.outcome == "done" else mark("warn", "refused, its input kept")
     parts = [tag("h3", step.name), outcome, tag("p", step.detail)]
     parts += [_counts(step.facts)]
+    if step.name == "int8":
+        parts += [_int8(step.facts)]
     for artifact in results:
         parts.append(tag("p", "makes ", tag("code", artifact.file), f", {bytes_text(artifact.num_bytes)}"))
     return tag("li", *parts)
+
+
+def _int8(facts: Mapping[str, Any]) -> Markup:
+    """How the 8-bit grids were chosen, and what else was tried."""
+    items: list[Markup] = []
+    for name, text in int8_lines(facts):
+        items += [tag("dt", name), tag("dd", text)]
+    parts = [tag("dl", *items)] if items else []
+    tried = tried_rows(facts)
+    if len(tried) > 1:
+        columns = [Column(name="ranges and repairs"), Column(name="signal to noise, simulated", number=True)]
+        parts.append(table(columns, tried, caption="What was tried, on images that nothing was fitted to."))
+    front = front_rows(facts)
+    if len(front) > 1:
+        columns = [
+            Column(name="on the engine"), Column(name="signal to noise", number=True),
+            Column(name="latency of FP32's", number=True), Column(name="within the budget"),
+        ]  # fmt: skip
+        parts.append(table(columns, front, caption="What no other file beats in accuracy and latency together."))
+    return join(*parts)
 
 
 def _counts(facts: Mapping[str, Any]) -> Markup:
@@ -190,7 +215,7 @@ def environment_lists(manifest: Manifest, report: VerifyReport) -> Markup:
 def _facts(title: str, facts: Mapping[str, Any]) -> Markup:
     items: list[Markup] = []
     for key, value in facts.items():
-        if value not in ("", None, [], {}, ()):
+        if value not in _NOTHING:
             items += [tag("dt", key.replace("_", " ")), tag("dd", _value(value))]
     return tag("section", tag("h3", title), tag("dl", *items))
 
@@ -199,7 +224,8 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {_value(item)}" for key, item in value.items())
+        given = {key: item for key, item in value.items() if item not in _NOTHING}
+        return ", ".join(f"{key.replace('_', ' ')} {_value(item)}" for key, item in given.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value))
     return _file_name(str(value))

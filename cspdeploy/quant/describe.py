@@ -1,0 +1,80 @@
+"""What is said of an INT8 file: one sentence, and the facts that a manifest keeps. Timings are in neither."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from cspdeploy.quant.assemble import Assembly
+from cspdeploy.quant.budget import Judgement
+from cspdeploy.quant.outcome import Point, SearchResult
+from cspdeploy.quant.prove import PlacementProof
+from cspdeploy.quant.scheme import Scheme
+from cspdeploy.quant.select import Selection
+
+__all__ = ["describe", "describe_accuracy", "list_facts"]
+
+
+def describe(
+    assembly: Assembly, selection: Selection, *, scheme: Scheme, judgement: Judgement, proof: PlacementProof
+) -> str:
+    """How accurate, how much of it is in INT8, for which engine, and why these ranges."""
+    where = f"on {judgement.runtime}" if judgement.runtime else "simulated"
+    layout = assembly.layout(scheme)
+    num_layers = len(layout.weights) + len(layout.float_nodes)
+    layers = f"{len(layout.weights)} of {num_layers} layers in INT8"
+    if proof.runtime is None:
+        layers += f" (not proven: {proof.unproven})"
+    elif proof.float_nodes:
+        layers += f", but {proof.runtime} computes {len(proof.float_nodes)} of them in float"
+    return (
+        f"{describe_accuracy(judgement)} {where} ({judgement.num_images} held-out images); {layers}; "
+        f"placed for {assembly.placement.name}; {selection.why()}"
+    )
+
+
+def describe_accuracy(judgement: Judgement) -> str:
+    """Such as 41.2 dB, 100.0 % agreement."""
+    parts = [f"{judgement.sqnr_db:.1f} dB"]
+    if judgement.agreement is not None:
+        parts.append(f"{100 * judgement.agreement:.1f} % agreement")
+    if judgement.top1_drop_points is not None:
+        parts.append(f"top-1 {-judgement.top1_drop_points:+.2f} points of {judgement.num_labelled} images")
+    return ", ".join(parts)
+
+
+def list_facts(
+    assembly: Assembly, selection: Selection, *, scheme: Scheme, judgement: Judgement, proof: PlacementProof,
+    found: SearchResult | None,
+) -> dict[str, Any]:  # fmt: skip
+    """JSON values. Latencies relative to FP32 are among them only where a search went by them."""
+    layout = assembly.layout(scheme)
+    names = {node.outputs[0]: node.name or node.outputs[0] for node in assembly.graph.nodes}
+    facts: dict[str, Any] = {
+        "mode": "static", "placement": assembly.placement.name, "scheme": str(scheme), "runtime": judgement.runtime,
+        "sqnr_db": round(judgement.sqnr_db, 1), "agreement": judgement.agreement,
+        "num_images": assembly.observations.num_images, "num_held_out": judgement.num_images,
+        "images_sha256": assembly.images.content_hash,
+        "tried": [{"scheme": str(one.scheme), "sqnr_db": round(one.sqnr_db, 1)} for one in selection.tried],
+        "float_layers": [
+            {"node": names[output], "reason": reason} for output, reason in sorted(layout.float_nodes.items())
+        ],
+        "operators_on_engine": dict(proof.operators), "fell_back": list(proof.float_nodes), "unproven": proof.unproven,
+    }  # fmt: skip
+    if judgement.top1 is not None:
+        facts |= {"top1": judgement.top1, "top1_fp32": judgement.top1_fp32, "num_labelled": judgement.num_labelled}
+    if found is not None:
+        facts["search"] = {
+            "stopped": found.stopped, "evaluations": found.num_evaluations, "reason": found.reason,
+            "front": [_point(point) for point in found.front],
+            "failures": dict(Counter(message for _, message in found.failures)),
+        }  # fmt: skip
+    return facts
+
+
+def _point(point: Point) -> dict[str, Any]:
+    judged = point.judgement
+    return {
+        "scheme": str(point.scheme), "sqnr_db": round(judged.sqnr_db, 1), "top1": judged.top1,
+        "latency_of_fp32": judged.ratio_to_fp32, "meets": point.meets,
+    }  # fmt: skip

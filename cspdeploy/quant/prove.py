@@ -1,0 +1,127 @@
+"""What an engine made of a quantised file: which products it computes in integers, by its own account."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cspdeploy.core.onnx_graph import Graph, Node, read_onnx
+from cspdeploy.quant.place import Layout
+from cspdeploy.quant.placements import ARM64_MACHINES, Placement
+from cspdeploy.runtimes.ort_graph import write_optimised
+
+__all__ = ["PlacementProof", "prove_placement"]
+
+_INTEGER = frozenset({
+    "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger",
+})  # fmt: skip
+_PAIRS = ("QuantizeLinear", "DequantizeLinear")
+# As OpenVINO spells the precision of a node's operands.
+_INTEGER_PRECISIONS = frozenset({"u8", "i8"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementProof:
+    """What the engine runs.
+
+    Attributes:
+        runtime: that was asked; None where none could be, for the reason in `unproven`.
+        operators: how many nodes of each the engine runs, most frequent first.
+        num_integer: products that it computes in integers.
+        float_nodes: products of the layout that it computes in float although they were meant to be INT8, by the name
+            of the node or of its first output.
+        num_pairs: QuantizeLinear and DequantizeLinear that are left to run by themselves.
+    """
+
+    runtime: str | None
+    unproven: str = ""
+    operators: Mapping[str, int]
+    num_integer: int = 0
+    float_nodes: tuple[str, ...] = ()
+    num_pairs: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Every product that was meant to be in integers is."""
+        return self.runtime is not None and not self.float_nodes
+
+
+def prove_placement(path: Path, layout: Layout, placement: Placement) -> PlacementProof:
+    """Open the file with the placement's engine, at its full optimisation, and read what it would run.
+
+    Args:
+        path: what `write_qdq` made by this layout.
+
+    Raises:
+        InputError: the engine cannot open the file.
+    """
+    products = _products(read_onnx(path).graph, layout)
+    if placement.runtime == "ort-cpu":
+        machine = platform.machine()
+        if (machine.lower() in ARM64_MACHINES) != (placement.activation == "int8"):
+            # ONNX Runtime rewrites a graph for the CPU that it is on, signed activations on ARM alone.
+            return PlacementProof(runtime=None, unproven=f"made for another CPU than this {machine}", operators={})
+        return _prove_ort(path, products)
+    if placement.runtime == "openvino":
+        return _prove_openvino(path, products)
+    where = f"no engine for {placement.name} here" if placement.runtime is None else (
+        f"{placement.runtime} does not tell in which precision it computes"
+    )  # fmt: skip
+    return PlacementProof(runtime=None, unproven=where, operators={})
+
+
+def _products(graph: Graph, layout: Layout) -> dict[str, Node]:
+    """Products that the layout wants in INT8, by the initializer that holds the integers of their weight.
+
+    One whose weight is not stored in integers goes by its own name, which no engine takes for an integer weight.
+    """
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    wanted = {f"{name}/float" for name in layout.nodes} | layout.nodes
+    found = {}
+    for node in graph.nodes:
+        if node.operator in ("Conv", "Gemm", "MatMul") and node.outputs[0] in wanted:
+            maker = makers.get(node.inputs[1])
+            integers = maker.inputs[0] if maker is not None and maker.operator == "DequantizeLinear" else ""
+            found[integers or _named(node)] = node
+    return found
+
+
+def _prove_ort(path: Path, products: Mapping[str, Node]) -> PlacementProof:
+    """A product is in integers where an integer operator takes the very integers of its weight."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        write_optimised(path, optimised)
+        graph = read_onnx(optimised).graph
+    taken = {name for node in graph.nodes if node.operator in _INTEGER for name in node.inputs}
+    operators = Counter(node.operator for node in graph.nodes)
+    return PlacementProof(
+        runtime="ort-cpu", operators=dict(operators.most_common()),
+        num_integer=sum(name in taken for name in products),
+        float_nodes=tuple(_named(node) for name, node in products.items() if name not in taken),
+        num_pairs=sum(operators[name] for name in _PAIRS),
+    )  # fmt: skip
+
+
+def _prove_openvino(path: Path, products: Mapping[str, Node]) -> PlacementProof:
+    from cspdeploy.runtimes.openvino import RUNTIMES, OpenVinoSession
+
+    missing = RUNTIMES[0].missing()
+    if missing is not None:
+        return PlacementProof(runtime=None, unproven=missing[0], operators={})
+    session = OpenVinoSession(path)
+    precisions = session.executed_precisions
+    names = [_named(node) for node in products.values()]
+    floats = tuple(name for name in names if precisions.get(name) not in _INTEGER_PRECISIONS)
+    operators = Counter(node.operator for node in session.nodes)
+    return PlacementProof(
+        runtime="openvino", operators=dict(operators.most_common()), num_integer=len(names) - len(floats),
+        float_nodes=floats, num_pairs=operators["FakeQuantize"],
+    )  # fmt: skip
+
+
+def _named(node: Node) -> str:
+    return node.name or node.outputs[0]
