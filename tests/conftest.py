@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,11 +27,18 @@ from cspdeploy.nets.weights import write_safetensors
 from cspdeploy.pipeline.int8_step import Int8Request
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 from cspdeploy.quant import judge
+from cspdeploy.runtimes import all_runtimes
 
 # No deadline: tests never judge a duration. No example database: the checkout stays clean, the order is fixed.
 settings.register_profile("fast", max_examples=40, deadline=None, database=None, derandomize=True)
 settings.load_profile("fast")
 
+
+# Each engine is opened by the tests that are about it; in every ladder of every test it would take minutes.
+os.environ["CSPDEPLOY_RUNTIMES"] = ",".join(name for name in all_runtimes() if name != "openvino")
+# The networks here are so small that threads spend their time in waiting for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -43,9 +43,8 @@ def list_rungs(subject: Subject, *, runtimes: list[str]) -> list[Rung]:
         InputError: unknown runtime, or one that computes references and is no rung itself.
         RuntimeUnavailableError: a runtime that was asked for is missing.
     """
-    names = runtimes or [name.strip() for name in os.environ.get(RUNTIMES_VARIABLE, "").split(",") if name.strip()]
-    wanted = [require_runtime(name) for name in names] or [
-        runtime for runtime in all_runtimes().values() if _expected(runtime) or runtime.missing() is None
+    wanted = [require_runtime(name) for name in runtimes] or [
+        runtime for runtime in _meant().values() if _expected(runtime) or runtime.missing() is None
     ]
     references = [runtime.name for runtime in wanted if runtime.role == "reference"]
     if runtimes and references:
@@ -59,6 +58,19 @@ def list_rungs(subject: Subject, *, runtimes: list[str]) -> list[Rung]:
         for runtime in wanted
         if runtime.role == "engine" and runtime.reads(format_=candidate.format, precision=candidate.precision)
     ]
+
+
+def _meant() -> dict[str, Runtime]:
+    """All, or those that the environment variable names."""
+    names = [name.strip() for name in os.environ.get(RUNTIMES_VARIABLE, "").split(",") if name.strip()]
+    runtimes = all_runtimes()
+    unknown = [name for name in names if name not in runtimes]
+    if unknown:
+        raise InputError(
+            f"{RUNTIMES_VARIABLE}={','.join(names)}: {unknown[0]} is unknown, expected some of {', '.join(runtimes)}",
+            fix=f"unset {RUNTIMES_VARIABLE}",
+        )
+    return {name: runtime for name, runtime in runtimes.items() if not names or name in names}
 
 
 def _expected(runtime: Runtime) -> bool:

@@ -196,7 +196,7 @@ def train(
         float | None,
         typer.Option(
             "--learning-rate", min=1e-6,
-            help="Peak of the one-cycle schedule; with --qat in steps of a weight. [default: 0.1; --qat: 0.01]",
+            help="Peak of the one-cycle schedule; with --qat in steps of a weight. [default: 0.1; --qat: 0.002]",
         ),
     ] = None,
     size: Annotated[

@@ -16,7 +16,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 Int8Mode = Literal["static", "dynamic", "weights"]
 """static: activations on grids that were chosen from real images. dynamic: each activation's range is measured while
 the network runs. weights: only stored in 8 bits, all arithmetic in float."""
-RangeMethod = Literal["auto", "minmax", "percentile", "entropy", "mse", "through"]
+RangeMethod = Literal["auto", "minmax", "percentile", "entropy", "mse", "channels", "through"]
 Effort = Literal["normal", "high"]
 
 EAGER = "eager"

@@ -24,6 +24,7 @@ from cspdeploy.core.catalog import (
 from cspdeploy.core.codec import to_json
 from cspdeploy.core.datasets import LabelledImages, open_dataset
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.model_folder import WEIGHTS_FILE
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import StepRecord
 from cspdeploy.pipeline.images import images_to_calibrate
@@ -31,6 +32,7 @@ from cspdeploy.quant.budget import parse_budget
 
 if TYPE_CHECKING:  # what quantises is only loaded where something is quantised
     from cspdeploy.quant.int8 import Int8Settings
+    from cspdeploy.quant.qat_file import TrainedPlan
 
 __all__ = ["Int8Request", "Int8Step", "refusal"]
 
@@ -101,6 +103,11 @@ class Int8Request:
             )
 
     @property
+    def takes_trained(self) -> bool:
+        """Whether a plan of `cspdeploy train --qat` is used where there is one: not where ranges are asked for."""
+        return (self.mode, self.calibration, self.effort, self.power_of_two) == ("static", "auto", "normal", False)
+
+    @property
     def kind(self) -> str:
         """Of the artifact that it makes."""
         return INT8_KINDS[self.mode]
@@ -124,6 +131,7 @@ class Int8Step:
         golden: which of `stored` prove the files; none of these is calibrated on where enough others are left.
         folder: images of the user's, or None; `stored` was then made of some of them.
         target: runtime that the file must be fit for; None: ONNX Runtime on this machine.
+        weights: file that the network's weights were read from, as the manifest records it.
 
     Raises:
         InputError: options, images, labels or target that will not do.
@@ -140,6 +148,7 @@ class Int8Step:
         origin: str,
         folder: Path | None,
         target: str | None,
+        weights: str = "",
     ) -> None:
         from cspdeploy.quant.audit_images import audit_calibration
         from cspdeploy.quant.placements import find_placement
@@ -147,6 +156,8 @@ class Int8Step:
         self._request, self.kind = request, request.kind
         self._placement = find_placement(target)
         self._settings = request.settings()
+        self._weights_sha256 = spec.provenance.weights_sha256
+        self._trained = _open_trained(request, spec, weights, self._placement.name)
         self._labelled = _open_labelled(request, spec, labels)
         self._images = images_to_calibrate(
             spec, stored=stored, golden=golden, origin=origin, folder=folder, max_images=request.max_images
@@ -178,12 +189,10 @@ class Int8Step:
         return record
 
     def _quantise(self, source: Path, target: Path, progress: Progress) -> StepRecord:
-        from cspdeploy.quant.int8 import quantise
+        def tell(what: str, done: int, total: int) -> None:
+            progress(f"INT8: {what}", done, total)
 
-        record = quantise(
-            source, target, self._images, placement=self._placement, settings=self._settings,
-            labelled=self._labelled, progress=lambda what, done, total: progress(f"INT8: {what}", done, total),
-        )  # fmt: skip
+        record = self._write_trained(source, target, tell) or self._choose(source, target, tell)
         facts = {**record.facts, "images": self._images.origin, "findings": to_json(self._findings)}
         record = dataclasses.replace(record, facts=facts)
         if record.outcome == "kept":
@@ -194,6 +203,36 @@ class Int8Step:
             return record
         target.unlink()
         return dataclasses.replace(record, outcome="kept", detail=f"no INT8 file: {problem}; {record.detail}")
+
+    def _choose(self, source: Path, target: Path, progress: Progress) -> StepRecord:
+        from cspdeploy.quant.int8 import quantise
+
+        return quantise(
+            source, target, self._images, placement=self._placement, settings=self._settings,
+            labelled=self._labelled, progress=progress,
+        )  # fmt: skip
+
+    def _write_trained(self, source: Path, target: Path, progress: Progress) -> StepRecord | None:
+        """None where the model was not fine-tuned for INT8."""
+        if self._trained is None:
+            return None
+        from cspdeploy.quant.qat_step import quantise_trained
+
+        return quantise_trained(
+            source, target, self._images, self._trained, placement=self._placement,
+            weights_sha256=self._weights_sha256, max_drop=self._request.max_drop,
+            max_latency=self._request.max_latency, labelled=self._labelled, progress=progress,
+        )  # fmt: skip
+
+
+def _open_trained(request: Int8Request, spec: ModelSpec, weights: str, placement: str) -> TrainedPlan | None:
+    """What `cspdeploy train --qat` left beside the weights, for that placement."""
+    from cspdeploy.quant.qat_file import find_qat, load_qat
+
+    if not request.takes_trained or spec.task != "classify" or Path(weights).name != WEIGHTS_FILE:
+        return None
+    path = find_qat(Path(weights).parent, placement)
+    return None if path is None else load_qat(path)
 
 
 def _open_labelled(request: Int8Request, spec: ModelSpec, labels: tuple[str, ...]) -> LabelledImages | None:

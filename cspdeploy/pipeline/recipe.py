@@ -154,7 +154,7 @@ class _Export:
         return Int8Step(
             self._request.int8, self._spec, labels=self._origin.labels, stored=self._origin.images, golden=golden,
             origin=self._origin.images_origin, folder=self._request.calibration,
-            target=self._target.name if self._target else None,
+            target=self._target.name if self._target else None, weights=self._origin.weights,
         )  # fmt: skip
 
     def write(self) -> Manifest:

@@ -25,7 +25,7 @@ def measure_importance(
 ) -> dict[str, Floats]:
     """Mean over images and positions of the squared gradient of the outputs, each output divided by its own power.
 
-    A handful of images serves: on the shipped model grids chosen with 64 gave the same SQNR as with 256.
+    A handful of images serves: on the shipped model no step was more than 3 % away with 16 or 256 in place of 64.
 
     Args:
         batches: float32 `[N, C, H, W]`.

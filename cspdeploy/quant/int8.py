@@ -20,7 +20,7 @@ from cspdeploy.quant.calibration import CalibrationSet
 from cspdeploy.quant.decide import Candidates, decide
 from cspdeploy.quant.observations import Observations
 from cspdeploy.quant.observations_cache import ObservationsCache, default_cache_folder, observation_key
-from cspdeploy.quant.observe import check_finite, observe
+from cspdeploy.quant.observe import MAX_POSITIONS, NUM_SIDE_BINS, check_finite, observe
 from cspdeploy.quant.placements import Placement
 from cspdeploy.quant.prepare import prepare_float
 from cspdeploy.quant.rounding import round_weights
@@ -33,7 +33,7 @@ __all__ = ["Int8Settings", "assemble", "quantise"]
 
 Progress = Callable[[str, int, int], None]
 
-OBSERVER = "per-channel histograms 1"
+OBSERVER = f"histograms 1: {NUM_SIDE_BINS} bins, {MAX_POSITIONS} positions"
 """Raised when the same graph and images would be observed otherwise."""
 HELD_OUT_PIXELS = 2**20
 MIN_HELD_OUT, MAX_HELD_OUT = 16, 128

@@ -30,7 +30,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 CACHE_VARIABLE = "CSPDEPLOY_CACHE"
 SCHEMA_VERSION = 1
 MAX_CACHE_BYTES = 512 << 20
-"""Observations of a network with 200 tensors, 2,048 bins each, are 3 MB unpacked and below 1 MB here: hundreds."""
+"""Observations of CSPDarknet53 are 46 MB unpacked and 4.5 MB here: a hundred."""
 MAX_ENTRY_BYTES = 256 << 20
 """Unpacked, of one entry: bounds what a foreign file can make us allocate."""
 STALE_SECONDS = 3600.0

@@ -27,7 +27,8 @@ steps of an 8-bit grid over that channel alone, and finer wherever it shares its
 
 MAX_POSITIONS = 4096
 """Of a map, that enter a histogram: a 64x64 map is counted whole. A sample of 4,096 an image finds a 99.99 % quantile
-over 64 images from 26 values beyond it."""
+over 64 images from 26 values beyond it. CSPDarknet53 on 16 images of 256x256: against all positions the 99.99 % end
+of the 19 sampled tensors moves by 0.3 % (median), at most 1.5 %."""
 
 MAX_CHANNELS = 16384
 """A tensor with more slices along axis 1 (boxes of a detector, tokens) is observed as one channel: its histograms alone

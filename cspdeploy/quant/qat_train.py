@@ -32,7 +32,8 @@ class QatRecipe(BaseRecipe):
 
     Attributes:
         steps_per_epoch: at most; None: all training images, each once.
-        max_learning_rate: of Adam, in steps of a weight: 0.01 moves a weight by one step in a hundred updates.
+        max_learning_rate: of Adam, in steps of a weight: 0.002 moves a weight by one step in five hundred updates. With
+            0.01 thirty updates took CSPDarknet53 from 99.8 to 99.6 % agreement with its teacher.
         distillation: share of the teacher in the loss; the rest are the labels.
         temperature: of the teacher's classes. 4 keeps the second and third one in view; with 1 nine in ten images would
             say no more than their label.
@@ -42,7 +43,7 @@ class QatRecipe(BaseRecipe):
 
     epochs: int = 4
     batch: int = 64
-    max_learning_rate: float = 0.01
+    max_learning_rate: float = 0.002
     steps_per_epoch: int | None = 250
     distillation: float = 0.9
     temperature: float = 4.0

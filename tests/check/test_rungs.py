@@ -11,7 +11,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from cspdeploy.check.rungs import Rung, list_rungs
+from cspdeploy.check.rungs import RUNTIMES_VARIABLE, Rung, list_rungs
 from cspdeploy.check.subject import bundle_subject
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
 
@@ -168,3 +168,19 @@ def test_no_artifact_at_all(bundle: Path) -> None:
     _edit(bundle, lambda data: data.update(artifacts=[]))
     with pytest.raises(InputError, match="manifest"):
         _rungs(bundle)
+
+
+def test_environment_names_the_runtimes_that_are_meant(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNTIMES_VARIABLE, "ort-cpu, fp16-rounding")
+    assert {rung.runtime.name for rung in _rungs(tiny_bundle)} == {"ort-cpu", "fp16-rounding"}
+    assert {rung.runtime.name for rung in _rungs(tiny_bundle, "torch-cpu")} == {"torch-cpu"}
+    monkeypatch.setenv(RUNTIMES_VARIABLE, "ort-gpu")
+    with pytest.raises(InputError, match="ort-gpu is unknown"):
+        _rungs(tiny_bundle)
+
+
+def test_optional_engine_that_is_not_here_is_not_missed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(RUNTIMES_VARIABLE)
+    assert ("onnx", "openvino") in _names(_rungs(tiny_bundle))
+    _hide(monkeypatch, "openvino")
+    assert ("onnx", "openvino") not in _names(_rungs(tiny_bundle))

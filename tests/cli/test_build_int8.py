@@ -193,12 +193,12 @@ def _network(path: Path, *, opset: int = 18, operator: str = "Conv") -> Path:
     """`data` [N, 3, 16, 16] -> two convolutions -> `scores` [N, 5]; or none, with another operator."""
     rng = np.random.default_rng(0)
     weights = {
-        "w": rng.normal(0, 0.3, (8, 3, 3, 3)), "v": rng.normal(0, 0.2, (8, 8, 3, 3)), "m": rng.normal(0, 1, (8, 5)),
+        "w": rng.normal(0, 0.3, (8, 3, 3, 3)), "v": rng.normal(0, 0.2, (24, 8, 3, 3)), "m": rng.normal(0, 1, (24, 5)),
     }  # fmt: skip
     nodes = [
         helper.make_node("Conv", ["data", "w"], ["c"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("Conv", ["r", "v"], ["d"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Conv", ["r", "v"], ["d"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["d"], ["s"]),
         helper.make_node("GlobalAveragePool", ["s"], ["p"]),
         helper.make_node("Flatten", ["p"], ["f"]),

@@ -64,7 +64,7 @@ def test_options_reach_the_stage_and_the_result_is_told(run: Run, asked: list[Qa
 def test_defaults_are_those_of_fine_tuning(run: Run, asked: list[QatRequest]) -> None:
     assert run("train", "tiny", "--qat", "--json").returncode == 0
     recipe = asked[0].recipe
-    assert (recipe.epochs, recipe.batch, recipe.max_learning_rate, recipe.steps_per_epoch) == (4, 64, 0.01, 250)
+    assert (recipe.epochs, recipe.batch, recipe.max_learning_rate, recipe.steps_per_epoch) == (4, 64, 0.002, 250)
     assert (asked[0].data, asked[0].target) == (None, None)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,51 @@ from PIL import Image
 from cspdeploy.core.datasets import FASHION_MNIST
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import read_labels, read_spec, write_spec
+from cspdeploy.core.preprocess import preprocess
 from cspdeploy.core.spec import ModelSpec, Provenance
 from cspdeploy.export import simplify
+from cspdeploy.nets.registry import build
+from cspdeploy.nets.weights import load_weights, read_state_dict, write_safetensors
 from cspdeploy.pipeline import qat as stage
 from cspdeploy.pipeline.qat import QatReport, QatRequest, train_qat
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
+from cspdeploy.quant.assemble import Assembly
 from cspdeploy.quant.calibration import open_calibration
 from cspdeploy.quant.placements import find_placement
+from cspdeploy.quant.plan import fit_weight_grid
 from cspdeploy.quant.prepare import prepare_float
 from cspdeploy.quant.qat_file import find_qat, load_qat
 from cspdeploy.quant.qat_step import quantise_trained
-from cspdeploy.quant.qat_train import QatRecipe
-from cspdeploy.quant.select import select
+from cspdeploy.quant.qat_train import QatRecipe, QatScore
+from cspdeploy.quant.select import Selection, select
 from cspdeploy.quant.simulate import simulate
 from cspdeploy.quant.torch_graph import TorchGraph
 from cspdeploy.runtimes.ort import open_cpu_session
+from cspdeploy.train import data as train_data
 
-RECIPE = QatRecipe(epochs=2, batch=8, steps_per_epoch=2, max_learning_rate=0.02, ema_decay=0.5, distillation=0.5)
+RECIPE = QatRecipe(epochs=2, batch=8, steps_per_epoch=5, max_learning_rate=0.002, ema_decay=0.5, distillation=1.0)
+
+Progress = Callable[[str, int, int], None]
+
+
+def _coarse(assembly: Assembly, *, method: str, progress: Progress) -> Selection:
+    """Min-max ranges, and weights of 4 bits: much that training can repair, and quickly chosen."""
+    selection = select(assembly, method="minmax" if method == "auto" else method, progress=progress)
+    plan = selection.plan
+    values = {name: plan.values.get(name, assembly.graph.weights[name].numpy()) for name in plan.weights}
+    weights = {name: fit_weight_grid(values[name], axis=grid.axis, limit=7) for name, grid in plan.weights.items()}
+    return dataclasses.replace(selection, plan=dataclasses.replace(plan, weights=weights))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick() -> Iterator[None]:
-    """One thread, min-max ranges alone: neither the choice of ranges nor onnxsim is what is tested here."""
+    """One thread, no choice of ranges, no onnxsim: none of these is what is tested here. No augmentation either: to an
+    untrained network a picture that is shifted is another one, and says nothing of those of the test."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            stage, "select", lambda assembly, *, method, progress: select(assembly, method="minmax", progress=progress)
-        )
+        patch.setattr(stage, "select", _coarse)
+        patch.setattr(train_data, "augment", lambda images, rng: images)
         patch.setattr(simplify, "_CHILD", ["false"])
         yield
     torch.set_num_threads(before)
@@ -51,18 +68,37 @@ def quick() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def data(tiny_spec: ModelSpec, photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs as files: two of each class to train on, one to test on."""
+    """Ten photographs with grain, as files: each is a class, four times to train on and once to test on."""
     root = tmp_path_factory.mktemp("labelled")
-    for i, photo in enumerate(photos[:30]):
-        place = root / ("test" if i >= 20 else "train") / f"label {i % tiny_spec.num_classes}"
+    rng = np.random.default_rng(0)
+    for i in range(5 * tiny_spec.num_classes):
+        label = i % tiny_spec.num_classes
+        place = root / ("train" if i >= tiny_spec.num_classes else "test") / f"label {label}"
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(photo).save(place / f"{i}.png")
+        grain = rng.integers(-8, 9, photos[label].shape)
+        Image.fromarray((photos[label] + grain).clip(0, 255).astype(np.uint8)).save(place / f"{i}.png")
     return root
 
 
+@pytest.fixture(scope="module")
+def decided(photo_models: Path, photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`photo_models` with a head that tells images apart: that of random weights gives all the same. Read-only."""
+    models = Path(shutil.copytree(photo_models, tmp_path_factory.mktemp("decided") / "models"))
+    spec, weights = read_spec(models / "tiny"), models / "tiny" / "model.safetensors"
+    network = build(spec).eval()
+    load_weights(network, read_state_dict(weights), source="")
+    with torch.no_grad():
+        logits = network(torch.from_numpy(preprocess(list(photos), spec.preprocess)))
+        head: Any = network.get_submodule("head.fc")
+        head.weight /= logits.std(0)[:, None]
+        head.bias.copy_((head.bias - logits.mean(0)) / logits.std(0))
+    write_safetensors(weights, network, dtype=torch.float32)
+    return models
+
+
 @pytest.fixture
-def models(photo_models: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(photo_models, tmp_path / "models"))
+def models(decided: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(decided, tmp_path / "models"))
 
 
 def _train(models: Path, data: Path | None, **changes: Any) -> QatReport:
@@ -73,19 +109,19 @@ def _train(models: Path, data: Path | None, **changes: Any) -> QatReport:
 
 
 @pytest.fixture(scope="module")
-def trained(photo_models: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QatReport]:
+def trained(decided: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QatReport]:
     """A models folder with a fine-tuned model, and the report. Read-only."""
-    models = Path(shutil.copytree(photo_models, tmp_path_factory.mktemp("trained") / "models"))
+    models = Path(shutil.copytree(decided, tmp_path_factory.mktemp("trained") / "models"))
     return models, _train(models, data)
 
 
 def test_plan_lies_in_the_model_folder_and_the_rest_is_as_it_was(
-    trained: tuple[Path, QatReport], photo_models: Path
+    trained: tuple[Path, QatReport], decided: Path
 ) -> None:
     models, report = trained
     assert report.kept, (report.before, report.after)
     placement = find_placement(None).name
-    before = {path.name: path.read_bytes() for path in (photo_models / "tiny").iterdir()}
+    before = {path.name: path.read_bytes() for path in (decided / "tiny").iterdir()}
     after = {path.name: path.read_bytes() for path in (models / "tiny").iterdir()}
     assert set(after) - set(before) == {f"qat-{placement}.safetensors"}
     assert all(after[name] == content for name, content in before.items())
@@ -97,7 +133,7 @@ def test_record_tells_how_and_what_it_brought(trained: tuple[Path, QatReport]) -
     report = trained[1]
     found = load_qat(Path(report.file))
     assert found.record["command"] == "the command"
-    assert (found.record["num_images"], found.record["dataset"]) == (20, report.dataset)
+    assert (found.record["num_images"], found.record["dataset"]) == (40, report.dataset)
     assert found.record["recipe"]["distillation"] == RECIPE.distillation
     assert found.record["after"]["loss"] == report.after.loss < report.before.loss == found.record["before"]["loss"]
     assert len(found.record["epochs"]) == len(report.curve) == 2
@@ -180,11 +216,19 @@ def test_interrupted_run_goes_on_to_the_same_plan(trained: tuple[Path, QatReport
 
 def test_training_that_helps_nothing_leaves_nothing(models: Path, data: Path) -> None:
     """Such as with a rate that shakes every weight out of its place."""
-    report = _train(models, data, recipe=dataclasses.replace(RECIPE, max_learning_rate=500.0, distillation=1.0))
+    report = _train(models, data, recipe=dataclasses.replace(RECIPE, max_learning_rate=500.0))
     assert not report.kept
     assert report.after.loss >= report.before.loss
     assert not Path(report.file).exists()
     assert [path.name for path in models.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("top1", "loss", "better"), [(0.9, 0.4, True), (0.899, 0.4, True), (0.898, 0.4, False), (0.95, 0.5, False)]
+)
+def test_better_is_less_loss_and_no_fewer_images(top1: float, loss: float, better: bool) -> None:
+    before = QatScore(num_images=1000, top1=0.9, top5=1.0, agreement=1.0, loss=0.5)
+    assert stage._is_better(dataclasses.replace(before, top1=top1, loss=loss), before) is better
 
 
 # --- refusals ---

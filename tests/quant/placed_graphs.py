@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 from onnx import numpy_helper, parser, shape_inference
 
 from cspdeploy.quant.place import Layout
-from cspdeploy.quant.placements import Placement
+from cspdeploy.quant.placements import PLACEMENTS, Placement
 from cspdeploy.quant.plan import Grid, QuantPlan, fit_weight_grid
 from cspdeploy.quant.torch_graph import TorchGraph
 
 Floats = npt.NDArray[np.float32]
+
+ROWS = {name: dataclasses.replace(row, narrow_in_float=False) for name, row in PLACEMENTS.items()}
+"""The first convolution of a small graph takes few channels; that it then stays in float is a test of its own."""
 
 CHAIN = """
     c1 = Conv <pads = [1, 1, 1, 1], kernel_shape = [3, 3]> (x, w1, b1)

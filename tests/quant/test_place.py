@@ -5,13 +5,13 @@ import dataclasses
 import onnx
 import pytest
 
-from cspdeploy.quant.place import EXCLUDED, LAST_MATRIX, LAST_PRODUCT, Layout, lay_out
+from cspdeploy.quant.place import EXCLUDED, LAST_MATRIX, LAST_PRODUCT, NARROW, Layout, lay_out
 from cspdeploy.quant.placements import PLACEMENTS, Placement
 from cspdeploy.quant.prepare import prepare_float
 from cspdeploy.quant.torch_graph import TorchGraph
-from tests.quant.placed_graphs import chain, make
+from tests.quant.placed_graphs import ROWS, chain, make
 
-ORT = PLACEMENTS["ort-cpu"]
+ORT = ROWS["ort-cpu"]
 
 
 def placed(model: onnx.ModelProto, row: Placement = ORT, *, exclude: frozenset[str] = frozenset()) -> Layout:
@@ -44,7 +44,7 @@ def test_tensor_that_others_take_before_its_activation_is_not_followed() -> None
 
 @pytest.mark.parametrize("name", ["openvino", "tensorrt"])
 def test_no_pair_between_convolution_and_activation_where_the_engine_fuses(name: str) -> None:
-    layout = placed(chain(), PLACEMENTS[name])
+    layout = placed(chain(), ROWS[name])
     assert not {"c1", "c2", "c3", "a3"} & set(layout.tensors)
     assert layout.followed_by == {}
     assert {"x", "a1", "j"} <= set(layout.tensors)
@@ -52,7 +52,7 @@ def test_no_pair_between_convolution_and_activation_where_the_engine_fuses(name:
 
 
 def test_openvino_grids_at_inputs_of_convolutions_unless_joins_are_asked_for() -> None:
-    row = PLACEMENTS["openvino"]
+    row = ROWS["openvino"]
     assert placed(chain(), dataclasses.replace(row, joins=False)).tensors == ("x", "a1", "j")
     joined = placed(chain(), dataclasses.replace(row, joins=True))
     assert joined.tensors == ("x", "a1", "a2", "s", "j")
@@ -62,7 +62,7 @@ def test_openvino_grids_at_inputs_of_convolutions_unless_joins_are_asked_for() -
 def test_tensorrt_pairs_the_residual_branch_alone() -> None:
     body = "c1 = Conv (x, w, b) r1 = Relu (c1) c2 = Conv (r1, v, b) s = Add (c2, r1) r2 = Relu (s) " \
         "c3 = Conv (r2, v, b) y = Relu (c3)"  # fmt: skip
-    layout = placed(make(body, {"w": (4, 3, 1, 1), "v": (4, 4, 1, 1), "b": (4,)}), PLACEMENTS["tensorrt"])
+    layout = placed(make(body, {"w": (4, 3, 1, 1), "v": (4, 4, 1, 1), "b": (4,)}), ROWS["tensorrt"])
     assert layout.tensors == ("x", "r1", "r2")
 
 
@@ -77,7 +77,7 @@ def test_relu_is_absorbed_by_the_grid_behind_it() -> None:
 def test_movers_lie_on_the_grid_of_what_they_take() -> None:
     body = "c = Conv (x, w, b) r = Relu (c) m = MaxPool <kernel_shape = [2, 2]> (r) " \
         "t = Transpose <perm = [0, 1, 3, 2]> (m) d = Conv (t, v, b) y = Relu (d)"  # fmt: skip
-    layout = placed(make(body, {"w": (4, 3, 1, 1), "v": (4, 4, 1, 1), "b": (4,)}), PLACEMENTS["openvino"])
+    layout = placed(make(body, {"w": (4, 3, 1, 1), "v": (4, 4, 1, 1), "b": (4,)}), ROWS["openvino"])
     assert layout.tensors == ("x", "r")
     assert layout.nodes >= {"m", "t"}
 
@@ -102,7 +102,7 @@ def test_detector_outputs_stay_in_float() -> None:
     assert layout.float_nodes == {"d": LAST_PRODUCT, "e": LAST_PRODUCT}
     assert layout.tensors == ("x", "c", "a")
     # OpenVINO gives float sums from integer products: nothing is rounded on the way out.
-    fused = placed(model, PLACEMENTS["openvino"])
+    fused = placed(model, ROWS["openvino"])
     assert (fused.float_nodes, fused.tensors) == ({}, ("x", "a"))
 
 
@@ -156,3 +156,12 @@ def test_grouped_and_depthwise_convolutions_are_quantised() -> None:
         "e = Conv <group = 2> (s, t, b) y = Conv (e, w2, b)"  # fmt: skip
     shapes = {"w": (4, 3, 1, 1), "b": (4,), "v": (4, 1, 1, 1), "t": (4, 2, 1, 1), "w2": (4, 4, 1, 1)}
     assert set(placed(make(body, shapes)).weights) == {"w", "v", "t"}
+
+
+def test_convolution_of_the_image_stays_in_float_where_that_is_faster() -> None:
+    layout = placed(chain(), PLACEMENTS["ort-cpu"])
+    assert layout.float_nodes["c1"] == NARROW
+    assert "x" not in layout.tensors
+    assert "c1" not in layout.tensors
+    assert "a1" in layout.tensors
+    assert not placed(chain(), PLACEMENTS["openvino"]).float_nodes.keys() & {"c1"}

@@ -7,11 +7,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.quant.place import lay_out
-from cspdeploy.quant.placements import PLACEMENTS
 from cspdeploy.quant.prepare import prepare_float
 from cspdeploy.quant.torch_graph import TorchGraph
 from cspdeploy.quant.write import write_qdq
-from tests.quant.placed_graphs import chain, images, make, plan_by_extremes, run_ort
+from tests.quant.placed_graphs import ROWS, chain, images, make, plan_by_extremes, run_ort
 
 NORMED = "c = Conv (x, w) n = BatchNormalization <epsilon = 0.001> (c, g, s, m, v) y = Relu (n)"
 NORM_SHAPES = {"w": (4, 3, 3, 3), "g": (4,), "s": (4,), "m": (4,)}
@@ -90,8 +89,8 @@ def test_scales_for_each_channel_on_an_opset_11_file_give_a_valid_model() -> Non
     assert ready.opset_import[0].version == 13
     assert_same(model, ready)
     graph = TorchGraph(ready)
-    layout = lay_out(graph, PLACEMENTS["ort-cpu"])
-    written = write_qdq(ready, plan_by_extremes(graph, layout, PLACEMENTS["ort-cpu"], images()))
+    layout = lay_out(graph, ROWS["ort-cpu"])
+    written = write_qdq(ready, plan_by_extremes(graph, layout, ROWS["ort-cpu"], images()))
     onnx.checker.check_model(written, full_check=True)
     np.testing.assert_allclose(run_ort(written, images())["y"], run_ort(model, images())["y"], atol=0.5)
 
@@ -140,7 +139,7 @@ def test_opset_beyond_the_placement_is_refused() -> None:
     model = chain()
     model.opset_import[0].version = 21
     with pytest.raises(InputError, match="opset 21: ort-cpu takes 20 at most"):
-        prepare_float(model, placement=PLACEMENTS["ort-cpu"])
+        prepare_float(model, placement=ROWS["ort-cpu"])
 
 
 def test_opset_that_cannot_be_raised_is_refused() -> None:
@@ -149,3 +148,11 @@ def test_opset_that_cannot_be_raised_is_refused() -> None:
     model.graph.node[1].op_type = "Unheard"
     with pytest.raises(InputError, match="opset 11 cannot be raised to 13"):
         prepare_float(model)
+
+
+def test_bias_that_torch_shares_by_an_identity_is_an_initializer() -> None:
+    body = "b2 = Identity (b) c = Conv (x, w, b) d = Conv (c, v, b2) y = Relu (d)"
+    model = make(body, {"w": (4, 3, 1, 1), "v": (4, 4, 1, 1), "b": (4,)})
+    ready = prepare_float(model)
+    assert [node.op_type for node in ready.graph.node] == ["Conv", "Conv", "Relu"]
+    assert_same(model, ready)

@@ -8,14 +8,14 @@ import onnx
 import pytest
 
 from cspdeploy.quant.place import lay_out
-from cspdeploy.quant.placements import PLACEMENTS, Placement
+from cspdeploy.quant.placements import Placement
 from cspdeploy.quant.prepare import prepare_float
 from cspdeploy.quant.prove import PlacementProof, prove_placement
 from cspdeploy.quant.torch_graph import TorchGraph
 from cspdeploy.quant.write import write_qdq
-from tests.quant.placed_graphs import chain, images, plan_by_extremes
+from tests.quant.placed_graphs import ROWS, chain, images, plan_by_extremes
 
-ORT = PLACEMENTS["ort-cpu"]
+ORT = ROWS["ort-cpu"]
 
 
 def proof_of(tmp_path: Path, row: Placement, *, left_out: str = "") -> PlacementProof:
@@ -32,7 +32,7 @@ def proof_of(tmp_path: Path, row: Placement, *, left_out: str = "") -> Placement
 
 @pytest.mark.parametrize("name", ["ort-cpu", "ort-cpu-avx2"])
 def test_onnx_runtime_computes_every_convolution_in_integers(tmp_path: Path, name: str) -> None:
-    proof = proof_of(tmp_path, PLACEMENTS[name])
+    proof = proof_of(tmp_path, ROWS[name])
     assert proof.holds
     assert (proof.runtime, proof.num_integer, proof.float_nodes) == ("ort-cpu", 3, ())
     assert proof.operators["QLinearConv"] == 3
@@ -58,19 +58,19 @@ def test_weight_that_was_never_quantised_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 def test_openvino_computes_every_convolution_in_integers(tmp_path: Path) -> None:
-    proof = proof_of(tmp_path, PLACEMENTS["openvino"])
+    proof = proof_of(tmp_path, ROWS["openvino"])
     assert proof.holds
     assert (proof.runtime, proof.num_integer, proof.num_pairs) == ("openvino", 3, 0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 def test_openvino_names_what_it_computes_in_float(tmp_path: Path) -> None:
-    assert proof_of(tmp_path, PLACEMENTS["openvino"], left_out="a1").float_nodes == ("node2",)
+    assert proof_of(tmp_path, ROWS["openvino"], left_out="a1").float_nodes == ("node2",)
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "ort-cuda", "ort-web"])
 def test_placement_without_an_engine_here_is_not_proven(tmp_path: Path, name: str) -> None:
-    proof = proof_of(tmp_path, PLACEMENTS[name])
+    proof = proof_of(tmp_path, ROWS[name])
     assert proof.runtime is None
     assert name.removeprefix("ort-") in proof.unproven
     assert not proof.holds
@@ -78,6 +78,6 @@ def test_placement_without_an_engine_here_is_not_proven(tmp_path: Path, name: st
 
 def test_another_machines_placement_is_not_proven_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert "x86_64" in proof_of(tmp_path, PLACEMENTS["arm64"]).unproven
+    assert "x86_64" in proof_of(tmp_path, ROWS["arm64"]).unproven
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert "aarch64" in proof_of(tmp_path, ORT).unproven

@@ -151,6 +151,15 @@ def test_through_spends_few_codes_on_what_the_activation_shrinks(seen: Observati
     assert _error(_values(), through["before"], through["after"]) < 0.5 * _error(_values(), mse["before"], mse["after"])
 
 
+def test_channels_gives_room_to_the_largest_channel_and_a_quarter_before_the_activation(seen: Observations) -> None:
+    grids = choose_grids(seen, PAIR, U8, method="channels", slopes={"before": SLOPE})
+    top = seen.tensors["before"].magnitudes(0.9999, negative_share=0.0).max()
+    assert grids["before"].scale == pytest.approx(1.25 * top / 255, rel=0.03)
+    assert grids["before"].zero_point >= 51  # the first code that is not zero after slope 0.01
+    alone = choose_grids(seen, ALONE, U8, method="channels")["before"]
+    assert alone.scale == pytest.approx((top - _values().min()) / 255, rel=0.03)
+
+
 def test_sums_on_the_grid_are_not_charged_for_rounding(graph: TorchGraph, seen: Observations) -> None:
     joined = joined_tensors(graph, WHOLE)
     assert joined == {"twice"}
@@ -235,7 +244,9 @@ def test_values_that_are_no_numbers_are_refused_by_name(graph: TorchGraph, metho
 def test_tensors_that_nobody_saw_and_unknown_methods_are_refused(seen: Observations) -> None:
     with pytest.raises(InputError, match="'other': no values seen"):
         choose_grids(seen, Sharing(("other",)), U8, method="through")
-    with pytest.raises(InputError, match="'maximum': expected one of minmax, percentile, entropy, mse, through"):
+    with pytest.raises(
+        InputError, match="'maximum': expected one of minmax, percentile, entropy, mse, channels, through"
+    ):
         choose_grids(seen, ALONE, U8, method="maximum")
 
 

@@ -8,15 +8,14 @@ import torch
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.quant.place import lay_out
-from cspdeploy.quant.placements import PLACEMENTS
 from cspdeploy.quant.prepare import prepare_float
 from cspdeploy.quant.simulate import simulate
 from cspdeploy.quant.torch_graph import TorchGraph
 from cspdeploy.quant.weight_grids import fit_weight_grids
 from cspdeploy.quant.write import write_qdq
-from tests.quant.placed_graphs import chain, images, plan_by_extremes, run_ort
+from tests.quant.placed_graphs import ROWS, chain, images, plan_by_extremes, run_ort
 
-ORT = PLACEMENTS["ort-cpu"]
+ORT = ROWS["ort-cpu"]
 
 
 def test_empty_channel_with_a_bias_is_written_as_it_is() -> None:

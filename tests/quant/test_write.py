@@ -17,9 +17,9 @@ from cspdeploy.quant.prepare import prepare_float
 from cspdeploy.quant.simulate import run_batches, simulate
 from cspdeploy.quant.torch_graph import TorchGraph
 from cspdeploy.quant.write import write_qdq
-from tests.quant.placed_graphs import chain, images, make, plan_by_extremes, run_ort
+from tests.quant.placed_graphs import ROWS, chain, images, make, plan_by_extremes, run_ort
 
-ORT = PLACEMENTS["ort-cpu"]
+ORT = ROWS["ort-cpu"]
 
 
 def planned(model: onnx.ModelProto, row: Placement = ORT) -> tuple[onnx.ModelProto, TorchGraph, Layout, QuantPlan]:
@@ -31,7 +31,7 @@ def planned(model: onnx.ModelProto, row: Placement = ORT) -> tuple[onnx.ModelPro
 
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_file_computes_what_the_simulation_does(name: str) -> None:
-    ready, graph, _, plan = planned(chain(), PLACEMENTS[name])
+    ready, graph, _, plan = planned(chain(), ROWS[name])
     x = images()
     model = write_qdq(ready, plan)
     onnx.checker.check_model(model, full_check=True)

@@ -49,7 +49,7 @@ def test_cpu_comes_first() -> None:
 def test_every_file_with_an_engine_is_found() -> None:
     folder = Path(cspdeploy.runtimes.__file__).parent
     files = [path.stem for path in folder.glob("*.py") if "\nRUNTIMES = " in path.read_text()]
-    assert sorted(files) == ["eager", "fp16_rounding", "onnx_fp64", "ort", "torchscript"]
+    assert sorted(files) == ["eager", "fp16_rounding", "onnx_fp64", "openvino", "ort", "torchscript"]
     defined = [runtime for name in files for runtime in importlib.import_module(f"cspdeploy.runtimes.{name}").RUNTIMES]
     assert len(defined) == len(all_runtimes())
     for runtime in defined:
