@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cspdeploy.core.errors import InputError
-from cspdeploy.core.model_folder import CALIBRATION_FILE, read_calibration
+from cspdeploy.core.model_folder import CALIBRATION_FILE, WEIGHTS_FILE, read_calibration
 from cspdeploy.core.preprocess import list_images, load_image, preprocess
 from cspdeploy.core.spec import ModelSpec
 
 if TYPE_CHECKING:
     from cspdeploy.quant.calibration import CalibrationSet
 
-__all__ = ["images_to_calibrate", "prepare", "real_images"]
+__all__ = ["images_seen", "images_to_calibrate", "prepare", "real_images"]
 
 MAX_IMAGES = 512
 MIN_LEFT = 64
@@ -91,6 +91,23 @@ def images_to_calibrate(
         chosen = [chosen[i] for i in np.arange(max_images) * len(chosen) // max_images]
     told = f"{folder} ({len(chosen)} of {len(names)} images)"
     return CalibrationSet([Path(name) for name in chosen], contract=contract, origin=told, ignored=found.ignored)
+
+
+def images_seen(spec: ModelSpec, weights: str) -> CalibrationSet | None:
+    """Images that the model is known to have met: those of its folder. None where it has no folder, or that has none.
+
+    Args:
+        weights: file that the network's weights were read from.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    from cspdeploy.quant.calibration import open_calibration
+
+    path = Path(weights).parent / CALIBRATION_FILE
+    if Path(weights).name != WEIGHTS_FILE or not path.is_file():
+        return None
+    return open_calibration(path, spec.preprocess)
 
 
 def _thumbnail(path: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

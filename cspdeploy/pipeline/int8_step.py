@@ -27,7 +27,7 @@ from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import WEIGHTS_FILE
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import StepRecord
-from cspdeploy.pipeline.images import images_to_calibrate
+from cspdeploy.pipeline.images import images_seen, images_to_calibrate
 from cspdeploy.quant.budget import parse_budget
 
 if TYPE_CHECKING:  # what quantises is only loaded where something is quantised
@@ -118,7 +118,7 @@ class Int8Request:
 
         return Int8Settings(
             mode=self.mode, method=self.calibration, effort=self.effort, power_of_two=self.power_of_two,
-            max_images=self.max_images, max_drop=self.max_drop, max_latency=self.max_latency,
+            max_drop=self.max_drop, max_latency=self.max_latency,
             time_limit_s=self.time_limit_s,
         )  # fmt: skip
 
@@ -151,10 +151,13 @@ class Int8Step:
         weights: str = "",
     ) -> None:
         from cspdeploy.quant.audit_images import audit_calibration
+        from cspdeploy.quant.decide import require_measurable
         from cspdeploy.quant.placements import find_placement
 
         self._request, self.kind = request, request.kind
         self._placement = find_placement(target)
+        budget = parse_budget(max_drop=request.max_drop, max_latency=request.max_latency)
+        require_measurable(budget, self._placement, points=request.mode == "static")
         self._settings = request.settings()
         self._weights_sha256 = spec.provenance.weights_sha256
         self._trained = _open_trained(request, spec, weights, self._placement.name)
@@ -163,7 +166,8 @@ class Int8Step:
             spec, stored=stored, golden=golden, origin=origin, folder=folder, max_images=request.max_images
         )
         # Said now, and not after the export. What the images are like is kept with them.
-        self._findings = audit_calibration(self._images, refuse=request.mode == "static").findings
+        seen = None if folder is None else images_seen(spec, weights)
+        self._findings = audit_calibration(self._images, seen=seen, refuse=request.mode == "static").findings
 
     def make(self, source: Path, target: Path, *, trusted: bool, progress: Progress) -> StepRecord:
         """Quantise. The outcome is "kept", and there is no `target`, where the file would not earn its place.

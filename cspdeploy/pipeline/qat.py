@@ -20,14 +20,14 @@ from cspdeploy.core.codec import JsonObject, from_json, to_json
 from cspdeploy.core.datasets import FASHION_MNIST, LabelledImages, open_dataset
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import SPEC_FILE, WEIGHTS_FILE
-from cspdeploy.core.targets import Target, find_target
+from cspdeploy.core.targets import Target
 from cspdeploy.export.rewrite import write_model
 from cspdeploy.export.simplify import start_simplify
 from cspdeploy.pipeline.graph_steps import rewrite_step
-from cspdeploy.pipeline.images import images_to_calibrate, prepare
+from cspdeploy.pipeline.images import images_seen, images_to_calibrate, prepare
 from cspdeploy.pipeline.origin import TorchOrigin
 from cspdeploy.pipeline.source import Source, resolve_source
-from cspdeploy.pipeline.target import fit_options
+from cspdeploy.pipeline.target import fit_options, open_target
 from cspdeploy.quant.audit_images import audit_calibration
 from cspdeploy.quant.int8 import Int8Settings, assemble
 from cspdeploy.quant.observations_cache import ObservationsCache, default_cache_folder
@@ -103,7 +103,7 @@ def train_qat(request: QatRequest, *, progress: Progress = lambda what, done, to
             loss that is not finite.
     """
     progress("loading weights", 0, 0)
-    target = find_target(request.target) if request.target else None
+    target = open_target(request.target, int8=True)
     placement = find_placement(request.target)
     source = resolve_source(
         request.model, models=request.models, weights=None, images=request.calibration, size_px=None
@@ -204,7 +204,8 @@ class _Run:
             self._source.spec, stored=self._source.images, golden=np.empty(0, np.int64),
             origin=self._source.images_origin, folder=self._request.calibration, max_images=INT8_MAX_IMAGES,
         )  # fmt: skip
-        audit_calibration(images)
+        folder = self._request.calibration
+        audit_calibration(images, seen=None if folder is None else images_seen(self._source.spec, self._source.weights))
         settings = Int8Settings()
         assembly = assemble(
             model, images, placement=self._placement, settings=settings,

@@ -21,7 +21,7 @@ from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import GOLDEN_FILE, Golden, num_golden_images, write_golden
 from cspdeploy.core.model_folder import LABELS_FILE, write_text
 from cspdeploy.core.onnx_graph import DEFAULT_DOMAIN, read_onnx
-from cspdeploy.core.targets import Target, find_target
+from cspdeploy.core.targets import Target
 from cspdeploy.core.types import Artifact, Manifest, StepRecord, TensorInfo
 from cspdeploy.export.simplify import start_simplify
 from cspdeploy.pipeline.foreign import OnnxOrigin, is_onnx
@@ -30,7 +30,7 @@ from cspdeploy.pipeline.images import prepare
 from cspdeploy.pipeline.int8_step import Int8Request, Int8Step, refusal
 from cspdeploy.pipeline.origin import Origin, TorchOrigin
 from cspdeploy.pipeline.source import resolve_source
-from cspdeploy.pipeline.target import fit_options, require_accepted
+from cspdeploy.pipeline.target import fit_options, open_target, require_accepted
 
 __all__ = ["ExportReport", "ExportRequest", "export_bundle"]
 
@@ -103,7 +103,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = lambda what, d
             written.
     """
     progress("loading weights", 0, 6)
-    target = find_target(request.target) if request.target else None
+    target = open_target(request.target, int8=request.int8 is not None)
     origin = _find_origin(request, target)
     folder = request.output / origin.spec.name
     with disk_errors(folder, kind=BUNDLE), staged_folder(folder) as staging:
@@ -147,6 +147,12 @@ class _Export:
         self._x_golden = prepare(self._golden_images, self._spec)
         self._x_probe = prepare(origin.images[picks[1::2]], self._spec) if len(picks) > 1 else self._x_golden
 
+    @property
+    def _target_name(self) -> str | None:
+        """As it is spelled in the tables."""
+        asked = self._request.target
+        return self._target.name if self._target else asked.strip().lower() if asked else None
+
     def _open_int8(self, golden: npt.NDArray[np.int64]) -> Int8Step | None:
         """None where it is not asked for."""
         if self._request.int8 is None:
@@ -154,7 +160,7 @@ class _Export:
         return Int8Step(
             self._request.int8, self._spec, labels=self._origin.labels, stored=self._origin.images, golden=golden,
             origin=self._origin.images_origin, folder=self._request.calibration,
-            target=self._target.name if self._target else None, weights=self._origin.weights,
+            target=self._target_name, weights=self._origin.weights,
         )  # fmt: skip
 
     def write(self) -> Manifest:
@@ -179,7 +185,7 @@ class _Export:
             "features": request.features, "strides": list(request.strides),
             "labels": self._origin.labels_origin, "size_px": size, "fp16": request.fp16,
             "opset": self._origin.opset, "dynamic_batch": request.dynamic_batch, "preprocess": request.preprocess,
-            "target": self._target.name if self._target else None, "int8": to_json(request.int8),
+            "target": self._target_name, "int8": to_json(request.int8),
         }  # fmt: skip
 
     def _artifacts(self) -> list[Artifact]:

@@ -8,12 +8,35 @@ from pathlib import Path
 from cspdeploy.check.lint import Finding, lint_file
 from cspdeploy.core.catalog import DEFAULT_OPSET
 from cspdeploy.core.errors import InputError
-from cspdeploy.core.targets import Target
+from cspdeploy.core.targets import TARGETS, Target, find_target
 
-__all__ = ["fit_options", "require_accepted"]
+__all__ = ["fit_options", "open_target", "require_accepted"]
 
 NUM_SHOWN = 3
 """Findings in the error; `cspdeploy check` lists all."""
+
+
+def open_target(name: str | None, *, int8: bool) -> Target | None:
+    """What the target takes. None for none, and for an engine that only INT8 files are placed for, such as "arm64".
+
+    Args:
+        name: as of `--target`.
+        int8: an INT8 file is asked for, for which such an engine can be named.
+
+    Raises:
+        InputError: an unknown name, or an engine of INT8 alone without an INT8 file.
+    """
+    from cspdeploy.quant.placements import PLACEMENTS
+
+    spelled = (name or "").strip().lower()
+    if name is None or (int8 and spelled in PLACEMENTS and spelled not in TARGETS):
+        return None
+    if spelled in PLACEMENTS and spelled not in TARGETS:
+        raise InputError(
+            f"target '{name}': INT8 files alone are placed for it, and none is asked for",
+            fix="add --int8, or leave out --target",
+        )
+    return find_target(name)
 
 
 def fit_options(target: Target | None, *, opset: int | None, dynamic_batch: bool) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from cspdeploy.quant.plan import Floats, QuantPlan
 from cspdeploy.quant.range_weights import joined_tensors
 from cspdeploy.quant.ranges import choose_grids
 from cspdeploy.quant.scheme import Scheme
-from cspdeploy.quant.simulate import run_batches, simulate
+from cspdeploy.quant.simulate import RoundedWeights, run_batches, simulate
 from cspdeploy.quant.torch_graph import TorchGraph
 from cspdeploy.quant.weight_grids import fit_weight_grids
 
@@ -46,8 +46,9 @@ class Assembly:
     """Everything that plans are made from, observed once.
 
     Args:
-        held_out: images to judge plans on; none of them was observed where there are enough.
+        held_out: images to judge plans on; few of them, which are kept in memory.
         fit: images that biases are corrected on.
+        shared: there are too few images to hold any out: plans are judged on those that they are fitted to.
     """
 
     def __init__(
@@ -60,24 +61,31 @@ class Assembly:
         fit: Indices,
         held_out: Indices,
         power_of_two: bool,
+        shared: bool = False,
     ) -> None:
         self.graph, self.observations, self.placement = graph, observations, placement
-        self.images, self._fit, self._held_out = images, fit, held_out
+        self.images, self._fit, self.shared = images, fit, shared
+        self._held_out = tuple(images.batches(batch_size(images), held_out))
         self._power_of_two = power_of_two
         self._slopes = _slopes(graph)
         self._importance = measure_importance(graph, self.fit_batches(FEW_IMAGES), tensors=list(observations.tensors))
         self._equalised: dict[float, Equalisation] = {}
-        self.num_evaluations = 0
+        self._rounded = RoundedWeights()
         with torch.inference_mode():
             self.reference = run_batches(graph, self.held_out_batches())
 
-    def fit_batches(self, most: int | None = None) -> list[Floats]:
-        """Images that plans may be fitted to, at most so many of them, evenly over their order."""
-        return list(self.images.batches(batch_size(self.images), spread(self._fit, most or len(self._fit))))
+    def fit_batches(self, most: int | None = None) -> Iterator[Floats]:
+        """Images that plans may be fitted to, at most so many of them, evenly over their order; decoded one by one."""
+        return self.images.batches(batch_size(self.images), spread(self._fit, most or len(self._fit)))
 
-    def held_out_batches(self) -> list[Floats]:
+    def held_out_batches(self) -> tuple[Floats, ...]:
         """Images that plans are judged on."""
-        return list(self.images.batches(batch_size(self.images), self._held_out))
+        return self._held_out
+
+    @property
+    def num_held_out(self) -> int:
+        """Of these."""
+        return sum(len(batch) for batch in self._held_out)
 
     def layout(self, scheme: Scheme) -> Layout:
         """Where its grids go."""
@@ -95,7 +103,7 @@ class Assembly:
         plan = QuantPlan(
             grids=grids,
             weights=fit_weight_grids(self.graph, layout, self.placement, grids=grids, values=equalised.values),
-            values=equalised.values, biases=dict(layout.biases),
+            values=equalised.values, biases=dict(layout.biases), factors=equalised.factors,
         )  # fmt: skip
         return self.with_biases(plan, layout) if scheme.bias else plan
 
@@ -106,9 +114,9 @@ class Assembly:
 
     def sqnr_db(self, plan: QuantPlan) -> float:
         """Of the worst output, on held-out images."""
-        self.num_evaluations += 1
         with torch.inference_mode():
-            return output_sqnr_db(self.reference, simulate(self.graph, plan, self.held_out_batches()))
+            got = simulate(self.graph, plan, self.held_out_batches(), rounded=self._rounded)
+            return output_sqnr_db(self.reference, got)
 
     def equalisation(self, exponent: float) -> Equalisation:
         """Made once."""
@@ -135,16 +143,17 @@ def batch_size(images: CalibrationSet) -> int:
 def output_sqnr_db(reference: Mapping[str, Floats], got: Mapping[str, Floats]) -> float:
     """Signal to quantisation noise, 10 log10(sum r^2 / sum (r - g)^2), of the worst output.
 
-    Not a number becomes minus infinity.
+    Minus infinity where the noise is not finite, or where there is some and no signal.
     """
     found = []
     for name, exact in reference.items():
         wide = exact.astype(np.float64)
-        noise = float(np.sum(np.square(wide - got[name])))
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, which is judged below
+            noise = float(np.sum(np.square(wide - got[name])))
         signal = float(np.sum(np.square(wide)))
-        if not np.isfinite(noise):
+        if not np.isfinite(noise) or (noise and not signal):
             return float("-inf")
-        found.append(min(EXACT_SQNR_DB, 10 * np.log10(signal / noise)) if noise and signal else EXACT_SQNR_DB)
+        found.append(min(EXACT_SQNR_DB, 10 * np.log10(signal / noise)) if noise else EXACT_SQNR_DB)
     return float(min(found))
 
 

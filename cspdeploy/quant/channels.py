@@ -18,7 +18,7 @@ import torch
 from cspdeploy.quant.torch_graph import GraphNode, TorchGraph
 from cspdeploy.quant.torch_shapes import axes_of
 
-__all__ = ["ChannelClasses", "find_channel_classes", "input_channels", "output_axis"]
+__all__ = ["ChannelClasses", "find_channel_classes"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -62,26 +62,6 @@ def find_channel_classes(graph: TorchGraph) -> ChannelClasses:
             finder.visit(node)
     finder.pin(graph.output_names)
     return finder.classes()
-
-
-def output_axis(node: GraphNode) -> int:
-    """Axis of the output channels in the node's weight."""
-    if node.operator == "ConvTranspose":
-        return 1
-    return 0 if node.operator == "Conv" or node.attributes.get("transB", 0) else 1
-
-
-def input_channels(node: GraphNode, shape: tuple[int, ...]) -> Indices:
-    """Which input channel each weight multiplies: indices that broadcast against the weight of that shape."""
-    if node.operator in ("Gemm", "MatMul"):
-        along = np.arange(shape[1 - output_axis(node)])
-        return along[None, :] if output_axis(node) == 0 else along[:, None]
-    rest, groups = (1,) * (len(shape) - 2), int(node.attributes.get("group", 1))
-    if node.operator == "ConvTranspose":
-        return np.arange(shape[0]).reshape(-1, 1, *rest)
-    first = np.arange(groups).repeat(shape[0] // groups) * shape[1]
-    indices: Indices = (first[:, None] + np.arange(shape[1])[None, :]).reshape(shape[0], shape[1], *rest)
-    return indices
 
 
 class _Finder:

@@ -1,18 +1,19 @@
-"""What is said of an INT8 file: one sentence, and the facts that a manifest keeps. Timings are in neither."""
+"""What is said of an INT8 file: one sentence, which holds no timing, and the facts that a manifest keeps."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
-from cspdeploy.quant.assemble import Assembly
-from cspdeploy.quant.budget import Judgement
+from cspdeploy.quant.assemble import EXACT_SQNR_DB, Assembly
+from cspdeploy.quant.budget import Budget, Judgement
 from cspdeploy.quant.outcome import Point, SearchResult
 from cspdeploy.quant.prove import PlacementProof
 from cspdeploy.quant.scheme import Scheme
 from cspdeploy.quant.select import Selection
 
-__all__ = ["describe", "describe_accuracy", "list_facts"]
+__all__ = ["describe", "describe_accuracy", "list_facts", "rounded_db"]
 
 
 def describe(
@@ -27,10 +28,19 @@ def describe(
         layers += f" (not proven: {proof.unproven})"
     elif proof.float_nodes:
         layers += f", but {proof.runtime} computes {len(proof.float_nodes)} of them in float"
+    images = "images, the same that ranges were fitted to: too few to hold any out" if assembly.shared else (
+        "held-out images"
+    )  # fmt: skip
+    searched = "" if scheme == selection.scheme else f"; chosen by the search: {scheme}"
     return (
-        f"{describe_accuracy(judgement)} {where} ({judgement.num_images} held-out images); {layers}; "
-        f"placed for {assembly.placement.name}; {selection.why()}"
+        f"{describe_accuracy(judgement)} {where} ({judgement.num_images} {images}); {layers}; "
+        f"placed for {assembly.placement.name}; {selection.why()}{searched}"
     )
+
+
+def rounded_db(sqnr_db: float) -> float | None:
+    """As JSON has it, which knows no infinity: None for outputs that are not finite; equal ones have the most."""
+    return round(min(sqnr_db, EXACT_SQNR_DB), 1) if sqnr_db > -math.inf else None
 
 
 def describe_accuracy(judgement: Judgement) -> str:
@@ -45,17 +55,17 @@ def describe_accuracy(judgement: Judgement) -> str:
 
 def list_facts(
     assembly: Assembly, selection: Selection, *, scheme: Scheme, judgement: Judgement, proof: PlacementProof,
-    found: SearchResult | None,
+    found: SearchResult | None, budget: Budget,
 ) -> dict[str, Any]:  # fmt: skip
-    """JSON values. Latencies relative to FP32 are among them only where a search went by them."""
+    """JSON values. Latencies, relative to FP32, are among them only where one was asked for, or nothing is shipped."""
     layout = assembly.layout(scheme)
     names = {node.outputs[0]: node.name or node.outputs[0] for node in assembly.graph.nodes}
     facts: dict[str, Any] = {
         "mode": "static", "placement": assembly.placement.name, "scheme": str(scheme), "runtime": judgement.runtime,
-        "sqnr_db": round(judgement.sqnr_db, 1), "agreement": judgement.agreement,
-        "num_images": assembly.observations.num_images, "num_held_out": judgement.num_images,
+        "sqnr_db": rounded_db(judgement.sqnr_db), "agreement": judgement.agreement,
+        "num_images": assembly.observations.num_images, "num_held_out": 0 if assembly.shared else judgement.num_images,
         "images_sha256": assembly.images.content_hash,
-        "tried": [{"scheme": str(one.scheme), "sqnr_db": round(one.sqnr_db, 1)} for one in selection.tried],
+        "tried": [{"scheme": str(one.scheme), "sqnr_db": rounded_db(one.sqnr_db)} for one in selection.tried],
         "float_layers": [
             {"node": names[output], "reason": reason} for output, reason in sorted(layout.float_nodes.items())
         ],
@@ -64,17 +74,20 @@ def list_facts(
     if judgement.top1 is not None:
         facts |= {"top1": judgement.top1, "top1_fp32": judgement.top1_fp32, "num_labelled": judgement.num_labelled}
     if found is not None:
+        timed = budget.limits_latency or found.chosen is None
         facts["search"] = {
-            "stopped": found.stopped, "evaluations": found.num_evaluations, "reason": found.reason,
-            "front": [_point(point) for point in found.front],
+            "stopped": found.stopped, "evaluations": found.num_evaluations,
+            "reason": found.reason if timed else f"{scheme}: {describe_accuracy(judgement)}",
+            "front": [_point(point, timed=timed) for point in found.front],
             "failures": dict(Counter(message for _, message in found.failures)),
         }  # fmt: skip
     return facts
 
 
-def _point(point: Point) -> dict[str, Any]:
+def _point(point: Point, *, timed: bool) -> dict[str, Any]:
     judged = point.judgement
-    return {
-        "scheme": str(point.scheme), "sqnr_db": round(judged.sqnr_db, 1), "top1": judged.top1,
-        "latency_of_fp32": judged.ratio_to_fp32, "meets": point.meets,
+    facts: dict[str, Any] = {
+        "scheme": str(point.scheme), "sqnr_db": rounded_db(judged.sqnr_db), "top1": judged.top1, "meets": point.meets,
     }  # fmt: skip
+    ratio = judged.ratio_to_fp32
+    return facts | {"latency_of_fp32": None if ratio is None else round(ratio, 3)} if timed else facts

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cspdeploy.quant.channels import ChannelClasses, find_channel_classes, input_channels, output_axis
+from cspdeploy.core.channel_factors import fold_factors
+from cspdeploy.quant.channels import ChannelClasses, find_channel_classes
 from cspdeploy.quant.plan import Floats
 from cspdeploy.quant.torch_graph import GraphNode, TorchGraph
 
@@ -101,18 +102,8 @@ def _folded(graph: TorchGraph, node: GraphNode, taken: Doubles, made: Doubles) -
     """Weight and bias of a node whose input channels are multiplied by `taken`, and its output's shall be by `made`."""
     if (taken == 1).all() and (made == 1).all():
         return {}
-    weight = graph.weights[node.inputs[1]].numpy().astype(np.float64)
-    weight = weight / taken[input_channels(node, weight.shape)]
-    along = [1] * weight.ndim
-    along[output_axis(node)] = -1
-    per_output = made
-    if node.operator == "ConvTranspose" and node.attributes.get("group", 1) > 1:
-        groups = int(
-            node.attributes["group"]
-        )  # weight [C_in, C_out / groups, ...]: each group has output channels of its own
-        per_output = made.reshape(groups, -1).repeat(weight.shape[0] // groups, axis=0)
-        along = [*per_output.shape, *[1] * (weight.ndim - 2)]
-    found: dict[str, Floats] = {node.inputs[1]: (weight * per_output.reshape(along)).astype(np.float32)}
+    weight = fold_factors(node, graph.weights[node.inputs[1]].numpy(), taken=taken, made=made)
+    found: dict[str, Floats] = {node.inputs[1]: weight.astype(np.float32)}
     if len(node.inputs) > 2 and node.inputs[2]:
         bias = graph.weights[node.inputs[2]].numpy()
         found[node.inputs[2]] = (bias.astype(np.float64) * made.reshape(bias.shape)).astype(np.float32)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 
-from cspdeploy.core.catalog import INT8_MAX_IMAGES, INT8_TIME_LIMIT_S, Effort, Int8Mode, RangeMethod
+from cspdeploy.core.catalog import INT8_TIME_LIMIT_S, Effort, Int8Mode, RangeMethod
 from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.types import StepRecord
 from cspdeploy.quant.assemble import Assembly, batch_size, spread
 from cspdeploy.quant.budget import parse_budget
 from cspdeploy.quant.calibration import CalibrationSet
-from cspdeploy.quant.decide import Candidates, decide
+from cspdeploy.quant.decide import Candidates, decide, require_measurable
 from cspdeploy.quant.observations import Observations
 from cspdeploy.quant.observations_cache import ObservationsCache, default_cache_folder, observation_key
 from cspdeploy.quant.observe import MAX_POSITIONS, NUM_SIDE_BINS, check_finite, observe
@@ -30,11 +33,10 @@ from cspdeploy.quant.without_images import quantise_without_images
 
 __all__ = ["Int8Settings", "assemble", "quantise"]
 
-
 Progress = Callable[[str, int, int], None]
 
-OBSERVER = f"histograms 1: {NUM_SIDE_BINS} bins, {MAX_POSITIONS} positions"
-"""Raised when the same graph and images would be observed otherwise."""
+OBSERVER = f"histograms 1: {NUM_SIDE_BINS} bins, {MAX_POSITIONS} positions, torch {torch.__version__}"
+"""Its number is raised when the same graph and images would be observed otherwise."""
 HELD_OUT_PIXELS = 2**20
 MIN_HELD_OUT, MAX_HELD_OUT = 16, 128
 """Images that schemes are judged on: as many as have that many pixels, within these. A map of a larger image holds more
@@ -49,7 +51,6 @@ class Int8Settings:
     method: RangeMethod = "auto"
     effort: Effort = "normal"
     power_of_two: bool = False
-    max_images: int = INT8_MAX_IMAGES
     max_drop: str | None = None
     max_latency: str | None = None
     time_limit_s: float = INT8_TIME_LIMIT_S
@@ -70,12 +71,13 @@ def quantise(
 
     Returns:
         The outcome is "kept", without a `target`, where no file is fast and accurate enough; `detail` says why.
-        Facts hold no timing.
+        Facts hold no timing, unless a latency was asked for or nothing is shipped.
 
     Raises:
-        InputError: the graph or the images cannot be used.
+        InputError: the graph or the images cannot be used, or the budget cannot be measured here.
     """
     budget = parse_budget(max_drop=settings.max_drop, max_latency=settings.max_latency)
+    require_measurable(budget, placement, points=settings.mode == "static")
     progress("preparing the graph", 0, 0)
     model = prepare_float(onnx.load(source), placement=placement)
     if settings.mode != "static":
@@ -99,10 +101,13 @@ def quantise(
 def _rounded(assembly: Assembly, selection: Selection, settings: Int8Settings, progress: Progress) -> Selection:
     """With weights rounded for the outputs' sake, where that helps on held-out images."""
     bare = dataclasses.replace(selection.scheme, bias=False)  # rounding corrects biases behind itself
-    changed = round_weights(
-        assembly.graph, assembly.plan(bare), assembly.layout(bare), assembly.fit_batches(),
-        progress=lambda done, total: progress("rounding weights", done, total), deadline=settings.time_limit_s,
-    )  # fmt: skip
+    try:
+        changed = round_weights(
+            assembly.graph, assembly.plan(bare), assembly.layout(bare), assembly.fit_batches(),
+            progress=lambda done, total: progress("rounding weights", done, total), deadline=settings.time_limit_s,
+        )  # fmt: skip
+    except KeyboardInterrupt:  # of a repair: what is already good goes on
+        return selection
     return with_rounding(assembly, selection, changed)
 
 
@@ -122,7 +127,7 @@ def assemble(
     held_out = spread(held_out, max(MIN_HELD_OUT, min(MAX_HELD_OUT, most)))
     key = observation_key(
         model.SerializeToString(deterministic=True), content_hash=images.content_hash,
-        observer=f"{OBSERVER}, {len(fit)} images",
+        observer=f"{OBSERVER}, images {_digest(images, fit)}",
     )  # fmt: skip
     known = cache.load(key)
     if known is not None:
@@ -138,5 +143,11 @@ def assemble(
     check_finite(observations, graph)
     return Assembly(
         graph, observations, images, placement=placement, fit=fit, held_out=held_out,
-        power_of_two=settings.power_of_two,
+        power_of_two=settings.power_of_two, shared=split.shared,
     )  # fmt: skip
+
+
+def _digest(images: CalibrationSet, indices: npt.NDArray[np.int64]) -> str:
+    """Of these images in this order: which of a set are observed hangs on the order of their names."""
+    traits = images.traits().images
+    return hashlib.sha256(b"".join(traits[i].pixel_digest for i in indices)).hexdigest()

@@ -67,7 +67,7 @@ def observe(graph: TorchGraph, batches: Iterable[Floats], *, progress: Progress 
         if watch.num_channels != x_NCP.shape[1]:
             changing.add(name)
             return
-        watch.add(x_NCP, width=value.shape[-1])
+        watch.add(x_NCP, width=value.shape[-1] if value.dim() else 1)
 
     num_images = 0
     with torch.inference_mode():

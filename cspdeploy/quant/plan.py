@@ -77,7 +77,8 @@ class WeightGrid:
 def fit_weight_grid(weight: Floats, *, per_channel: bool = True, axis: int = 0, limit: int = 127) -> WeightGrid:
     """The finest grid that holds every weight."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    largest = np.abs(weight).max(axis=others) if per_channel else np.abs(weight).max(keepdims=False).reshape(1)
+    axes = others if per_channel else None
+    largest = np.maximum(weight.max(axis=axes), -weight.min(axis=axes)).reshape(-1)
     return WeightGrid(scales=np.maximum(largest / limit, MIN_SCALE).astype(np.float32), axis=axis, limit=limit)
 
 
@@ -86,13 +87,15 @@ class QuantPlan:
     """The decisions.
 
     Attributes:
-    grids: of activations, by tensor. Such a tensor passes QuantizeLinear and DequantizeLinear where it is made, and
-        every node that takes it, takes that.
-    weights: grids of the weights of the nodes that compute in INT8, by initializer.
-    values: float32 values that take the place of initializers: equalised, or biases corrected.
-    integers: weights that are rounded otherwise than to the nearest, by initializer.
-    biases: biases that are stored in steps of (input step * weight step), by initializer: the node's input tensor
-        and its weight.
+        grids: of activations, by tensor. Such a tensor passes QuantizeLinear and DequantizeLinear where it is made, and
+            every node that takes it, takes that.
+        weights: grids of the weights of the nodes that compute in INT8, by initializer.
+        values: float32 values that take the place of initializers: equalised, or biases corrected.
+        integers: weights that are rounded otherwise than to the nearest, by initializer.
+        biases: biases that are stored in steps of (input step * weight step), by initializer: the node's input tensor
+            and its weight.
+        factors: by tensor, what each of its channels is multiplied by, `[C]`, where `values` are equalised; the file
+            says so of itself, so that it can be compared inside.
     """
 
     grids: Mapping[str, Grid]
@@ -100,3 +103,4 @@ class QuantPlan:
     values: Mapping[str, Floats] = field(default_factory=dict)
     integers: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
     biases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    factors: Mapping[str, Floats] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from cspdeploy.quant.place import Layout
 from cspdeploy.quant.placements import ARM64_MACHINES, Placement
 from cspdeploy.runtimes.ort_graph import write_optimised
 
-__all__ = ["PlacementProof", "prove_placement"]
+__all__ = ["PlacementProof", "is_for_another_cpu", "prove_placement"]
 
 _INTEGER = frozenset({
     "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger",
@@ -60,11 +60,10 @@ def prove_placement(path: Path, layout: Layout, placement: Placement) -> Placeme
         InputError: the engine cannot open the file.
     """
     products = _products(read_onnx(path).graph, layout)
+    if is_for_another_cpu(placement):
+        unproven = f"made for another CPU than this {platform.machine()}"
+        return PlacementProof(runtime=None, unproven=unproven, operators={})
     if placement.runtime == "ort-cpu":
-        machine = platform.machine()
-        if (machine.lower() in ARM64_MACHINES) != (placement.activation == "int8"):
-            # ONNX Runtime rewrites a graph for the CPU that it is on, signed activations on ARM alone.
-            return PlacementProof(runtime=None, unproven=f"made for another CPU than this {machine}", operators={})
         return _prove_ort(path, products)
     if placement.runtime == "openvino":
         return _prove_openvino(path, products)
@@ -72,6 +71,12 @@ def prove_placement(path: Path, layout: Layout, placement: Placement) -> Placeme
         f"{placement.runtime} does not tell in which precision it computes"
     )  # fmt: skip
     return PlacementProof(runtime=None, unproven=where, operators={})
+
+
+def is_for_another_cpu(placement: Placement) -> bool:
+    """ONNX Runtime rewrites a graph for the CPU that it is on, signed activations on ARM alone."""
+    on_arm = platform.machine().lower() in ARM64_MACHINES
+    return placement.runtime == "ort-cpu" and on_arm != (placement.activation == "int8")
 
 
 def _products(graph: Graph, layout: Layout) -> dict[str, Node]:

@@ -20,6 +20,7 @@ import onnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from cspdeploy.core.channel_factors import pack_factors, unpack_factors
 from cspdeploy.core.codec import JsonObject
 from cspdeploy.core.errors import InputError
 from cspdeploy.quant.place import Layout
@@ -119,7 +120,7 @@ def write_qat(path: Path, plan: QuantPlan, *, origin: QatOrigin, record: JsonObj
         "format": FORMAT, "origin": dataclasses.asdict(origin), "record": record,
         "grids": {name: dataclasses.asdict(grid) for name, grid in plan.grids.items()},
         "weights": {name: {"axis": grid.axis, "limit": grid.limit} for name, grid in plan.weights.items()},
-        "biases": {name: list(pair) for name, pair in plan.biases.items()},
+        "biases": {name: list(pair) for name, pair in plan.biases.items()}, "factors": pack_factors(plan.factors),
     }  # fmt: skip
     ready = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +162,7 @@ def _plan(header: JsonObject, tensors: Mapping[str, np.ndarray[Any, Any]]) -> Qu
     return QuantPlan(
         grids={name: Grid(**row) for name, row in header["grids"].items()}, weights=weights, values=values,
         integers=integers, biases={name: (pair[0], pair[1]) for name, pair in header["biases"].items()},
+        factors={name: f.astype(np.float32) for name, f in unpack_factors(header.get("factors", "")).items()},
     )  # fmt: skip
 
 

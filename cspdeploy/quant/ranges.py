@@ -239,7 +239,7 @@ class _Chooser:
         after = {self.followed_by[name] for name in group if self._looks_through(name, group)}
         errors = [self._errors(name, group, steps).min(axis=1) for name in group if name not in after]
         total: Doubles = np.sum(errors, axis=0)
-        return total  # fmt: skip
+        return total
 
     def _looks_through(self, name: str, group: Mapping[str, Histogram]) -> bool:
         return self.method in ("channels", "through") and name in self.slopes and self.followed_by.get(name) in group

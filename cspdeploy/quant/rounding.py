@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from cspdeploy.core.channel_factors import output_axis
 from cspdeploy.quant.bias import bias_shift, biased_nodes
-from cspdeploy.quant.channels import output_axis
 from cspdeploy.quant.lockstep import Lockstep
 from cspdeploy.quant.plan import Floats, QuantPlan, WeightGrid
 from cspdeploy.quant.torch_graph import GraphNode, TorchGraph
@@ -149,7 +149,10 @@ def _round_rows(rows: torch.Tensor, scales: torch.Tensor, covariance: torch.Tens
     variances = covariance.diagonal()
     order = torch.argsort(variances, descending=True, stable=True)  # what counts most is rounded while all is open
     damped = covariance[order][:, order] + torch.eye(len(order)) * (DAMPING * variances.mean()).clamp_min(1e-12)
-    spread = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if int(failed):  # means so far above the deviations that float32 has lost the covariance
+        return (rows / scales[:, None]).round().clamp(-grid.limit, grid.limit)
+    spread = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
     open_columns = (rows[:, order] / scales[:, None]).T.contiguous()  # [D, O]: a column lies in one piece
     found = torch.empty_like(open_columns)
     for start in range(0, len(open_columns), BLOCK_COLUMNS):

@@ -11,7 +11,7 @@ from cspdeploy.quant.plan import QuantPlan
 from cspdeploy.quant.ranges import METHODS
 from cspdeploy.quant.scheme import Scheme
 
-__all__ = ["Selection", "Tried", "select"]
+__all__ = ["Selection", "Tried", "select", "with_rounding"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -22,7 +22,7 @@ NUM_CORRECTED = 2
 EXPONENTS = (0.0, 0.5, 1.0)
 """Tried after the method, with the best one; 0.75 was best on CSPDarknet53."""
 MIN_GAIN_DB = 0.1
-"""A repair that gains less may owe it to the images that it is judged on: 128 of them."""
+"""A repair that gains less may owe it to the images that it is judged on, at most 128 of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +52,9 @@ class Selection:
         text = f"ranges by {_name(chosen.scheme)}: {chosen.sqnr_db:.1f} dB" + (f" ({others})" if others else "")
         repaired = [one for one in self.tried if one.scheme.bias and not one.scheme.rounded]
         if repaired:
-            best = max(repaired, key=lambda one: one.sqnr_db)
-            text += f"; biases corrected: {best.sqnr_db:.1f} dB" + ("" if self.scheme.bias else ", not kept")
+            own = next((one for one in repaired if one.scheme == dataclasses.replace(self.scheme, rounded=False)), None)
+            best = own or max(repaired, key=lambda one: one.sqnr_db)
+            text += f"; biases corrected: {best.sqnr_db:.1f} dB" + ("" if own else ", not kept")
         rounded = next((one for one in self.tried if one.scheme.rounded), None)
         if rounded is not None:
             kept = "" if self.scheme.rounded else ", not kept"
@@ -82,7 +83,8 @@ def select(assembly: Assembly, *, method: str, progress: Progress) -> Selection:
     rivals = [dataclasses.replace(best, exponent=exponent) for exponent in EXPONENTS]
     best = _best(measure, rivals, best=(best, tried[best]))
     # What clips more gains more from the correction: the runner-up gets its chance.
-    for bare in sorted(tried, key=lambda scheme: -tried[scheme])[:NUM_CORRECTED]:
+    chosen = best
+    for bare in sorted(tried, key=lambda scheme: (scheme != chosen, -tried[scheme]))[:NUM_CORRECTED]:
         progress("correcting biases", len(tried), 0)
         corrected = dataclasses.replace(bare, bias=True)
         plans[corrected] = assembly.with_biases(plans[bare], assembly.layout(bare))

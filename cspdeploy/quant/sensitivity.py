@@ -62,10 +62,10 @@ class Sensitivity:
 
     Attributes:
         layers: in graph order.
-    tensors, weights: `[K]` float64: what a tensor's rounding, and that of a layer's weights (by the layer's first
-        output), moves the outputs by, along random directions; the mean square is relative noise.
-    carriers: of a tensor, those after it that share its step: if one of them stays quantised, so does its error.
-    num_images: that it was measured on.
+        tensors, weights: `[K]` float64: what a tensor's rounding, and that of a layer's weights (by the layer's first
+            output), moves the outputs by, along random directions; the mean square is relative noise.
+        carriers: of a tensor, those after it that share its step: if one of them stays quantised, so does its error.
+        num_images: that it was measured on.
     """
 
     layers: tuple[LayerDamage, ...]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
-from cspdeploy.quant.plan import Floats, Grid, QuantPlan
+from cspdeploy.quant.plan import Floats, Grid, QuantPlan, WeightGrid
 from cspdeploy.quant.torch_graph import TorchGraph
 
-__all__ = ["fake_quantise", "planned_weights", "run_batches", "simulate"]
+__all__ = ["RoundedWeights", "fake_quantise", "planned_weights", "run_batches", "simulate"]
 
 
 def fake_quantise(x: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -20,23 +20,63 @@ def fake_quantise(x: torch.Tensor, grid: Grid) -> torch.Tensor:
     return steps.sub_(grid.zero_point).mul_(grid.scale)
 
 
-def planned_weights(graph: TorchGraph, plan: QuantPlan) -> dict[str, torch.Tensor]:
-    """Every initializer that the plan changes, as the quantised graph will multiply it, float32."""
-    found: dict[str, Floats] = dict(plan.values)
+class RoundedWeights:
+    """Weights on their grids, each remembered until another is asked for: plans mostly differ in their activations."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Floats, WeightGrid, torch.Tensor]] = {}
+
+    def round(self, name: str, weight: Floats, grid: WeightGrid) -> torch.Tensor:
+        """As `WeightGrid` quantises and dequantises, to the bit."""
+        known = self._made.get(name)
+        if known is not None and known[0] is weight and _same_grid(known[1], grid):
+            return known[2]
+        shape = [1] * weight.ndim
+        shape[grid.axis] = -1
+        scales = torch.from_numpy(grid.scales).view(shape)
+        rounded = torch.from_numpy(np.ascontiguousarray(weight)) / scales
+        rounded.round_().clamp_(-grid.limit, grid.limit).mul_(scales)
+        self._made[name] = (weight, grid, rounded)
+        return rounded
+
+
+def _same_grid(one: WeightGrid, other: WeightGrid) -> bool:
+    return (one.axis, one.limit) == (other.axis, other.limit) and np.array_equal(one.scales, other.scales)
+
+
+def planned_weights(
+    graph: TorchGraph, plan: QuantPlan, *, rounded: RoundedWeights | None = None
+) -> dict[str, torch.Tensor]:
+    """Every initializer that the plan changes, as the quantised graph will multiply it, float32.
+
+    Args:
+        rounded: remembers weights between plans.
+    """
+    remembered = rounded or RoundedWeights()
+    found = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in plan.values.items()}
     for name, grid in plan.weights.items():
-        weight = found[name] if name in found else graph.weights[name].numpy()
-        found[name] = grid.dequantise(plan.integers[name] if name in plan.integers else grid.quantise(weight))
+        if name in plan.integers:
+            found[name] = torch.from_numpy(grid.dequantise(plan.integers[name]))
+        else:
+            weight = plan.values[name] if name in plan.values else graph.weights[name].numpy()
+            found[name] = remembered.round(name, weight, grid)
     for name, (tensor, weight_name) in plan.biases.items():
-        bias = found[name] if name in found else graph.weights[name].numpy()
+        bias = plan.values[name] if name in plan.values else graph.weights[name].numpy()
         step = np.float32(plan.grids[tensor].scale) * plan.weights[weight_name].scales
-        found[name] = (np.rint(bias / step) * step).astype(np.float32)
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in found.items()}
+        found[name] = torch.from_numpy((np.rint(bias / step) * step).astype(np.float32))
+    return found
 
 
-def simulate(graph: TorchGraph, plan: QuantPlan, batches: Iterable[Floats]) -> dict[str, Floats]:
-    """Outputs of the quantised graph, all batches in one array `[N, ...]` each."""
+def simulate(
+    graph: TorchGraph, plan: QuantPlan, batches: Iterable[Floats], *, rounded: RoundedWeights | None = None
+) -> dict[str, Floats]:
+    """Outputs of the quantised graph, all batches in one array `[N, ...]` each.
+
+    Args:
+        rounded: remembers weights between plans.
+    """
     changes = {name: _on(grid) for name, grid in plan.grids.items()}
-    weights = planned_weights(graph, plan)
+    weights = planned_weights(graph, plan, rounded=rounded)
     return _joined(graph.run(torch.from_numpy(x), weights=weights, changes=changes) for x in batches)
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from cspdeploy.core.channel_factors import FACTORS_KEY, pack_factors
 from cspdeploy.core.errors import InputError
 from cspdeploy.export.rewrite import captured_names, without_weights
 from cspdeploy.quant.place_rules import moves_values
@@ -66,6 +67,8 @@ class _Writer:
         model = onnx.ModelProto(ir_version=self._model.ir_version)
         for field in ("opset_import", "metadata_props", "functions"):
             getattr(model, field).extend(getattr(self._model, field))
+        if factors := pack_factors(self._plan.factors):
+            model.metadata_props.add(key=FACTORS_KEY, value=factors)
         model.producer_name, model.producer_version = self._model.producer_name, self._model.producer_version
         model.domain, model.model_version = self._model.domain, self._model.model_version
         model.doc_string = self._model.doc_string

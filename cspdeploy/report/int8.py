@@ -5,6 +5,7 @@ Reads the facts of the step's record. A fact that is not there has no line: each
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,8 +29,12 @@ def int8_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def tried_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Each choice of ranges and repairs that was tried, and the signal to noise that it gave, best first."""
-    tried = sorted(facts.get("tried") or (), key=lambda one: -one["sqnr_db"])
-    return [(str(one["scheme"]), f"{one['sqnr_db']:.1f} dB") for one in tried]
+    tried = sorted(facts.get("tried") or (), key=lambda one: -math.inf if one["sqnr_db"] is None else one["sqnr_db"])
+    return [(str(one["scheme"]), _db(one["sqnr_db"])) for one in reversed(tried)]
+
+
+def _db(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1f} dB"
 
 
 def front_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -38,7 +43,7 @@ def front_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for point in (facts.get("search") or {}).get("front") or ():
         ratio = point.get("latency_of_fp32")
         latency = "" if ratio is None else f"{ratio:.2f}x"
-        rows.append((str(point["scheme"]), f"{point['sqnr_db']:.1f} dB", latency, "yes" if point["meets"] else "no"))
+        rows.append((str(point["scheme"]), _db(point["sqnr_db"]), latency, "yes" if point["meets"] else "no"))
     return rows
 
 
@@ -47,6 +52,8 @@ def _images(facts: Mapping[str, Any]) -> str:
     parts = [str(origin)] if origin else []
     if facts.get("num_held_out"):
         parts.append(f"judged on {facts['num_held_out']} that nothing was fitted to")
+    if facts.get("num_judged"):
+        parts.append(f"judged on {facts['num_judged']} of them")
     return ", ".join(parts + ([f"SHA-256 {str(digest)[:12]}"] if digest else []))
 
 

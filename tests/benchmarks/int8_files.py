@@ -43,7 +43,9 @@ def run_child(command: list[str]) -> Cost:
     with its parent's own peak in that figure, so the parent loads no engine before the last measured child.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    with tempfile.TemporaryFile() as log:
+    # A cache of its own: observations of an earlier round would save ours the pass over the images.
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile() as log:
+        environment["CSPDEPLOY_CACHE"] = cache
         started = time.perf_counter()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         _, status, usage = os.wait4(process.pid, 0)

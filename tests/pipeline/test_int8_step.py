@@ -225,6 +225,49 @@ def test_bad_input_is_an_error_whoever_made_the_graph(
         step().make(tmp_path / "in.onnx", tmp_path / "out.onnx", trusted=False, progress=_nothing)
 
 
+def test_images_of_another_kind_than_the_models_own_are_told(
+    photo_models: Path, tiny_spec: ModelSpec, photos: Pixels, tmp_path: Path
+) -> None:
+    """Half as bright as what lies in the model's folder."""
+    for i, image in enumerate(photos[:48]):
+        Image.fromarray(image // 2).save(tmp_path / f"{i:02}.png")
+    weights = str(photo_models / "tiny" / "model.safetensors")
+
+    def made(folder: Path | None) -> Int8Step:
+        return Int8Step(
+            Int8Request(), tiny_spec, labels=(), stored=photos, golden=np.arange(0, 48, 2), origin="photos",
+            folder=folder, target=None, weights=weights,
+        )  # fmt: skip
+
+    told = [finding.text for finding in made(tmp_path)._findings]
+    assert any(text.startswith("not such images as the model saw") for text in told), told
+    assert not any("as the model saw" in finding.text for finding in made(None)._findings)
+
+
+def test_budget_that_nothing_here_can_measure_is_refused_before_the_export(
+    tiny_spec: ModelSpec, photos: Pixels
+) -> None:
+    with pytest.raises(InputError, match="--max-latency: ort-web cannot be timed on this machine"):
+        Int8Step(
+            Int8Request(max_latency="0.5x"), tiny_spec, labels=(), stored=photos, golden=np.arange(4),
+            origin="photos", folder=None, target="ort-web",
+        )  # fmt: skip
+
+
+@pytest.mark.usefixtures("without_simplifier")
+def test_engine_that_only_int8_files_are_placed_for(photo_models: Path, tmp_path: Path) -> None:
+    request = ExportRequest(
+        model="tiny", models=photo_models, output=tmp_path, int8=Int8Request(calibration="minmax"), target="ARM64"
+    )
+    manifest = export_bundle(request).manifest
+    assert manifest.options["target"] == "arm64"
+    assert manifest.artifacts[-1].steps[-1].facts["placement"] == "arm64"
+    with pytest.raises(InputError, match="target 'ARM64': INT8 files alone are placed for it"):
+        export_bundle(dataclasses.replace(request, int8=None))
+    with pytest.raises(InputError, match="target 'arm63': unknown"):
+        export_bundle(dataclasses.replace(request, target="arm63"))
+
+
 # --- what is made again ---
 
 

@@ -67,6 +67,13 @@ def test_export_takes_the_trained_plan_and_says_so(models: Path) -> None:
     assert _has_sevens(report)
     step = report.manifest.artifacts[-1].steps[-1]
     assert (step.name, step.outcome, step.facts["scheme"]) == ("int8", "done", "quantisation-aware training")
+    assert "speed" not in step.detail, "the same files give the same manifest"
+    assert (step.facts["fell_back"], step.facts["num_judged"] > 0) == ([], True)
+
+
+def test_latency_of_an_engine_that_is_not_here_is_no_budget(models: Path) -> None:
+    with pytest.raises(InputError, match="--max-latency: tensorrt cannot be timed on this machine"):
+        _export(models, target="tensorrt", int8=Int8Request(max_latency="0.5x"))
 
 
 @pytest.mark.usefixtures("int8_is_faster")

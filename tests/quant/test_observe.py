@@ -226,3 +226,13 @@ def test_memory_does_not_grow_with_images(graph: TorchGraph) -> None:
 def test_no_gradients_are_kept(graph: TorchGraph) -> None:
     observe(graph, [_images(1)])
     assert torch.is_grad_enabled()
+
+
+def test_a_number_of_the_whole_image_is_observed() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 3, 8, 8] x) => (float y)'
+        " { y = ReduceMax <keepdims = 0> (x) }"
+    )
+    x_NCHW = _images(2)
+    seen = observe(TorchGraph(model), [x_NCHW[:1], x_NCHW[1:]]).tensors["y"]
+    assert (seen.num_values, float(seen.high[0])) == (2, float(x_NCHW.max()))

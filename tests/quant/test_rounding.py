@@ -120,3 +120,17 @@ def test_layers_beyond_the_matrix_are_left_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(rounding, "MAX_INPUTS", 20)
     graph = network()
     assert set(round_weights(graph, plan_of(graph), LAYOUT, [pictures(8, seed=7)]).integers) == {"v", "g"}
+
+
+def test_covariance_that_float32_has_lost_leaves_the_nearest() -> None:
+    """Two inputs that are one, their squares 1e12 times their variance: what is left of it is rounding."""
+    graph = network()
+    (name, grid) = next(iter(plan_of(graph).weights.items()))
+    rows = graph.weights[name].flatten(1)
+    scales = torch.from_numpy(grid.scales).expand(len(rows))
+    lost = torch.full((rows.shape[1], rows.shape[1]), 1.0)
+    lost.fill_diagonal_(0.5)
+    found = rounding._round_rows(rows, scales, lost, grid)
+    np.testing.assert_array_equal(
+        found.reshape(graph.weights[name].shape).numpy(), grid.quantise(graph.weights[name].numpy())
+    )

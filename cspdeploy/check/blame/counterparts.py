@@ -19,7 +19,7 @@ from cspdeploy.check.blame.operators import family, hands_on, plain_name, same_f
 from cspdeploy.check.blame.sketch import Record, distance
 from cspdeploy.core.trace import TracedNode
 
-__all__ = ["Pair", "Side", "find_counterparts"]
+__all__ = ["NEAR", "Pair", "Side", "find_counterparts"]
 
 NAMES_TRUSTED = 0.8
 """Share of equal names that must belong to the same operator or hold the same values. Names that were kept reach 1, or

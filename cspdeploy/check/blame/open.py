@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cspdeploy.check.blame.onnx_source import DEFAULT_BUDGET_BYTES, OnnxSource
 from cspdeploy.check.blame.reference import Origin
 from cspdeploy.check.subject import Candidate
 from cspdeploy.core.catalog import EAGER
+from cspdeploy.core.channel_factors import FACTORS_KEY, unpack_factors
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.onnx_graph import OnnxModel, read_onnx
 from cspdeploy.core.spec import ModelSpec
@@ -41,6 +42,7 @@ class Named:
         outputs: names that PyTorch modules do not carry.
         batch: inputs a call that it takes; None: any number.
         spec: for the eager network alone.
+        factors: what an equalised file says that its channels are multiplied by, by tensor, `[C]`.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Named:
     outputs: tuple[str, ...]
     batch: int | None
     spec: ModelSpec | None = None
+    factors: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     def feeds(self, values: Sequence[Array]) -> dict[str, Array]:
         """Inputs by this file's names, from those of another one in the same order.
@@ -70,7 +73,7 @@ def name_candidate(candidate: Candidate) -> Named:
         named = name_file(candidate.path)
         return Named(
             path=named.path, title=candidate.artifact, format="onnx", precision=candidate.precision,
-            inputs=named.inputs, outputs=candidate.output_names, batch=named.batch,
+            inputs=named.inputs, outputs=candidate.output_names, batch=named.batch, factors=named.factors,
         )  # fmt: skip
     return Named(
         path=candidate.path, title=candidate.artifact, format=candidate.format, precision=candidate.precision,
@@ -96,7 +99,15 @@ def name_file(path: Path) -> Named:
         path=path, title=path.name, format="onnx", precision=precision_of(model),
         inputs=tuple(value.name for value in model.graph.inputs),
         outputs=tuple(value.name for value in model.graph.outputs), batch=first if isinstance(first, int) else None,
+        factors=_factors_of(model, path),
     )  # fmt: skip
+
+
+def _factors_of(model: OnnxModel, path: Path) -> dict[str, npt.NDArray[np.float64]]:
+    try:
+        return unpack_factors(model.metadata.get(FACTORS_KEY, ""))
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", fix=error.fix) from error
 
 
 def precision_of(model: OnnxModel) -> str:

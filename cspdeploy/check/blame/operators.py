@@ -38,7 +38,7 @@ _FAMILY_OF = {name: family for family, names in _FAMILIES.items() for name in na
 
 # What rewrites, converters and quantisers append to a tensor's name.
 _DECORATION = re.compile(
-    r"(/fp16|/fp32|/exact|/half|/cast|/part\d+|_QuantizeLinear_Output|_DequantizeLinear_Output|_QuantizeLinear_Input"
+    r"(/fp16|/fp32|/exact|/half|/cast|/part\d+|/q\d*|/dq\d*|/float\d*|_QuantizeLinear_Output|_DequantizeLinear_Output|_QuantizeLinear_Input"
     r"|_DequantizeLinear|_QuantizeLinear|_quantized|_token_\d+|_InsertedPrecisionFreeCast_.*)$"
 )
 

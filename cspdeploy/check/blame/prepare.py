@@ -22,6 +22,7 @@ from cspdeploy.check.blame.open import (
     open_source,
 )
 from cspdeploy.check.blame.reference import Origin
+from cspdeploy.check.blame.scaled import in_scale_of
 from cspdeploy.check.loose_file import file_subject
 from cspdeploy.check.subject import Subject, bundle_subject
 from cspdeploy.check.tolerance import tolerance_for
@@ -150,7 +151,10 @@ def _origin(
     else:
         path = request.artifact if against == ITSELF else Path(against)
         theirs, notes = _named_in(_subject_of(path), path) or name_file(path), []
-    return open_origin(theirs, folder=folder, runtime=request.against_runtime), theirs, notes
+    origin = open_origin(theirs, folder=folder, runtime=request.against_runtime)
+    if theirs.format == "onnx":
+        origin = in_scale_of(named.factors, origin, own=theirs.factors)
+    return origin, theirs, notes
 
 
 def _original(subject: Subject, named: Named) -> tuple[Named, list[str]]:
