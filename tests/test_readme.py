@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 
 from cspdeploy.cli.app import main
@@ -98,6 +100,8 @@ def test_every_command_runs_in_order(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
+    torch.set_num_threads(os.cpu_count() or 1)  # as a user has it; the tests otherwise compute small things on one
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = commands()
     assert {words[0] for words in found} >= {
         "export",
