@@ -55,7 +55,7 @@ demo: setup
 
 test: lint
 	@echo "== pytest"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup
 	@echo "== ruff check"

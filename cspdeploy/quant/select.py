@@ -18,7 +18,9 @@ Progress = Callable[[str, int, int], None]
 FIRST_EXPONENT = 0.75
 PREFERRED = METHODS[::-1]
 """Of two methods that are alike the earlier one is taken: those that look at what follows come first."""
-NUM_CORRECTED = 2
+NEAR_DB, MAX_CORRECTED = 1.0, 4
+"""Schemes so near to the best have their biases corrected too: what clips more gains more. Measured on CSPDarknet53,
+1,000 test images: "channels" 38.5 and then 41.3 dB, "through" 38.2 and then 40.2."""
 EXPONENTS = (0.0, 0.5, 1.0)
 """Tried after the method, with the best one; 0.75 was best on CSPDarknet53."""
 MIN_GAIN_DB = 0.1
@@ -82,9 +84,9 @@ def select(assembly: Assembly, *, method: str, progress: Progress) -> Selection:
     best = _best(measure, [Scheme(method=name, exponent=FIRST_EXPONENT) for name in methods])
     rivals = [dataclasses.replace(best, exponent=exponent) for exponent in EXPONENTS]
     best = _best(measure, rivals, best=(best, tried[best]))
-    # What clips more gains more from the correction: the runner-up gets its chance.
     chosen = best
-    for bare in sorted(tried, key=lambda scheme: (scheme != chosen, -tried[scheme]))[:NUM_CORRECTED]:
+    near = [scheme for scheme, sqnr in tried.items() if sqnr >= tried[chosen] - NEAR_DB]
+    for bare in sorted(near, key=lambda scheme: (scheme != chosen, -tried[scheme]))[:MAX_CORRECTED]:
         progress("correcting biases", len(tried), 0)
         corrected = dataclasses.replace(bare, bias=True)
         plans[corrected] = assembly.with_biases(plans[bare], assembly.layout(bare))
