@@ -108,7 +108,11 @@ def export(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", help="Runtime that the ONNX files must be fit for; see 'cspdeploy check --help'."),
+        typer.Option(
+            "--target",
+            help="Runtime that the ONNX files must be fit for; see 'cspdeploy check --help'. With --int8 also tensorrt, "
+            "ort-cuda, arm64.",
+        ),
     ] = None,
     int8_mode: options.Mode = None,
     calibration: options.Calibration = None,
