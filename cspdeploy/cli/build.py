@@ -110,8 +110,8 @@ def export(
         str | None,
         typer.Option(
             "--target",
-            help="Runtime that the ONNX files must be fit for; see 'cspdeploy check --help'. With --int8 also tensorrt, "
-            "ort-cuda, arm64.",
+            help="Runtime that the ONNX files must be fit for; see 'cspdeploy check --help'. With --int8 also "
+            "tensorrt, ort-cuda, arm64.",
         ),
     ] = None,
     int8_mode: options.Mode = None,
