@@ -11,14 +11,14 @@ MAX_INT16 = 32767
 REFUSED = {"opencv-4", "opencv-4.11", "coreml-via-ort", "nnapi-via-ort"}
 
 
-@pytest.mark.parametrize("row", PLACEMENTS.values(), ids=str)
+@pytest.mark.parametrize("row", PLACEMENTS.values(), ids=lambda row: row.name)
 def test_every_row_says_why_and_who_says_so(row: Placement) -> None:
     assert len(row.why) > 40
     assert "/" in row.source
     assert 13 <= row.min_opset <= row.max_opset
 
 
-@pytest.mark.parametrize("row", PLACEMENTS.values(), ids=str)
+@pytest.mark.parametrize("row", PLACEMENTS.values(), ids=lambda row: row.name)
 def test_symmetric_grids_are_signed(row: Placement) -> None:
     assert not row.symmetric or row.activation == "int8"
 
