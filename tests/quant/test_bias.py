@@ -157,3 +157,16 @@ def test_file_whose_images_go_singly() -> None:
     assert graph.one_by_one
     plan = QuantPlan(grids={}, weights={"w": fit_weight_grid(graph.weights["w"].numpy(), limit=7)})
     assert set(correct_biases(graph, plan, LAYOUT, calibration(32))) == {"b"}
+
+
+def test_activation_without_a_grid_before_it_is_looked_through() -> None:
+    """As where an engine computes both in one: the layout then has no pair of tensors to tell of it."""
+    graph, batches = network(), calibration(64)
+    plan = coarse_plan(graph)
+    fused = dataclasses.replace(
+        plan, biases={}, grids={name: grid for name, grid in plan.grids.items() if name not in ("c", "d")}
+    )
+    found = correct_biases(graph, fused, SimpleNamespace(followed_by={}), batches)  # type: ignore[arg-type]
+    told = correct_biases(graph, fused, LAYOUT, batches)
+    for name, bias in told.items():
+        np.testing.assert_array_equal(found[name], bias)
