@@ -85,7 +85,7 @@ def decide(
     """
     assembly, scheme = candidates.assembly, candidates.selection.scheme
     found: SearchResult | None = None
-    with _evaluation(candidates, source, labelled, progress) as evaluate:
+    with _evaluation(candidates, source, labelled, budget, progress) as evaluate:
         judgement = evaluate(scheme)
         if not judgement.meets(budget):
             asked = budget.limits_accuracy or budget.limits_latency
@@ -110,7 +110,7 @@ def decide(
 
 @contextmanager
 def _evaluation(
-    candidates: Candidates, source: Path, labelled: LabelledImages | None, progress: Progress
+    candidates: Candidates, source: Path, labelled: LabelledImages | None, budget: Budget, progress: Progress
 ) -> Iterator[Evaluate]:
     """On the placement's engine, or simulated where it is not here."""
     assembly = candidates.assembly
@@ -120,7 +120,7 @@ def _evaluation(
     marked = None if labelled is None else Labelled(images=labelled, contract=assembly.images.contract)
     with Judge(
         source, assembly.held_out_batches, runtime=assembly.placement.runtime or "", labelled=marked,
-        progress=progress,
+        exact_latency=budget.limits_latency, progress=progress,
     ) as judge:  # fmt: skip
         yield lambda scheme: judge.judge(candidates.write(scheme))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -110,13 +110,27 @@ class Observations:
 
     tensors: Mapping[str, TensorObservation]
     num_images: int
+    _pooled: dict[str, tuple[Floats | None, Histogram]] = field(default_factory=dict, repr=False)
+    _magnitudes: dict[tuple[str, float | None, float], Floats] = field(default_factory=dict, repr=False)
+
+    def histogram(self, name: str, factors: Floats | None = None) -> Histogram:
+        """Of one tensor, remembered until it is asked for with other factors: methods differ in what they do with it."""
+        known = self._pooled.get(name)
+        if known is None or known[0] is not factors:
+            known = self._pooled[name] = (factors, self.tensors[name].histogram(factors))
+        return known[1]
+
+    def magnitudes_of(self, name: str, quantile: float | None, *, negative_share: float = 1.0) -> Floats:
+        """Of one tensor, `TensorObservation.magnitudes`, remembered."""
+        key = (name, quantile, negative_share)
+        if key not in self._magnitudes:
+            self._magnitudes[key] = self.tensors[name].magnitudes(quantile, negative_share=negative_share)
+        return self._magnitudes[key]
 
     def magnitudes(self, quantile: float | None, *, slopes: Mapping[str, float] | None = None) -> dict[str, Floats]:
         """Of every tensor; `slopes`: of the activation that follows a tensor, on the negative side."""
         shares = slopes or {}
-        return {
-            name: seen.magnitudes(quantile, negative_share=shares.get(name, 1.0)) for name, seen in self.tensors.items()
-        }
+        return {name: self.magnitudes_of(name, quantile, negative_share=shares.get(name, 1.0)) for name in self.tensors}
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """For an .npz file, a few large arrays; `from_arrays` is the inverse."""

@@ -79,7 +79,7 @@ def quantise_trained(
         with Judge(
             source, lambda: images.batches(batch_size(images)),
             runtime=(placement.runtime if here else None) or FALLBACK_RUNTIME, labelled=marked, progress=progress,
-            **options,
+            exact_latency=budget.limits_latency, **options,
         ) as judge:  # fmt: skip
             judgement = judge.judge(path)
         proof = prove_placement(path, layout, placement)

@@ -120,7 +120,8 @@ def choose_grids(
     for group in groups:
         weights = error_weights(observations, layout, group, factors, importance or {}) if method == "through" else {}
         histograms = _histograms(observations, group, factors, weights)
-        found.update(chooser.grids(histograms, _channel_tops(observations, group, factors)))
+        tops = _channel_tops(observations, group, factors) if method == "channels" else {}
+        found.update(chooser.grids(histograms, tops))
     return {name: found[name] for name in layout.tensors}
 
 
@@ -154,14 +155,15 @@ def _histograms(
                 f"tensor {name!r}: {seen.num_nonfinite} of {seen.num_values} values are NaN or infinite, "
                 "expected finite ones", fix="mend the weights or the preprocessing",
             )  # fmt: skip
-        found[name] = seen.histogram(factors.get(name), weights=(weights or {}).get(name))
+        own, weight = factors.get(name), (weights or {}).get(name)
+        found[name] = observations.histogram(name, own) if weight is None else seen.histogram(own, weights=weight)
     return found
 
 
 def _channel_tops(observations: Observations, names: Iterable[str], factors: Mapping[str, Floats]) -> dict[str, float]:
     found = {}
     for name in names:
-        tops = observations.tensors[name].magnitudes(CHANNEL_QUANTILE, negative_share=0.0)
+        tops = observations.magnitudes_of(name, CHANNEL_QUANTILE, negative_share=0.0)
         found[name] = float(np.max(tops * factors.get(name, np.float32(1.0))))
     return found
 
@@ -178,7 +180,7 @@ class _Chooser:
     power_of_two: bool
 
     def grids(self, group: Mapping[str, Histogram], tops: Mapping[str, float]) -> dict[str, Grid]:
-        """Of one group; `tops`: what its largest channel needs on the positive side."""
+        """Of one group; `tops`, for "channels" alone: what its largest channel needs on the positive side."""
         if self.method in ("mse", "through"):
             return self._least_error(group)
         if self.method == "channels":

@@ -50,7 +50,7 @@ def quantise_without_images(
             source, lambda: images.batches(batch_size(images)), progress=progress,
             runtime=placement.runtime if here and placement.runtime else RUNTIME,
             labelled=None if labelled is None else Labelled(images=labelled, contract=images.contract),
-            latency=JUDGE_LATENCY if here else None,
+            latency=JUDGE_LATENCY if here else None, exact_latency=budget.limits_latency,
         ) as judge:  # fmt: skip
             judgement = judge.judge(path)
         facts = {"mode": mode, "placement": placement.name, "operators": count_operators_of(path)} | _facts(judgement)

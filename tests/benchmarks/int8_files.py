@@ -97,7 +97,8 @@ class Maker:
     def path(self, method: str, folder: Path) -> Path:
         """Where a method's file lies."""
         if method in (OURS, OURS_FROM_ONNX):
-            name = self.model if method == OURS else self.float_onnx.stem
+            # A file that is called as a registry network gets a name of its own.
+            name = self.model if method == OURS else f"{self.float_onnx.stem}-onnx"
             return folder / method / name / f"{name}.int8.onnx"
         return folder / f"{method}{'.xml' if method.startswith('nncf-openvino') else '.onnx'}"
 
