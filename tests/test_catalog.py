@@ -10,7 +10,6 @@ import pytest
 import typer
 
 import cspdeploy
-from cspdeploy.check.tolerance import tolerance_for
 from cspdeploy.cli.app import app
 from cspdeploy.core.bundle import read_manifest
 from cspdeploy.core.catalog import (
@@ -25,6 +24,7 @@ from cspdeploy.core.catalog import (
     Precision,
     artifact_file,
 )
+from cspdeploy.core.tolerance import tolerance_for
 from cspdeploy.export import simplify
 from cspdeploy.pipeline.int8_step import Int8Request
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle

@@ -12,9 +12,9 @@ from cspdeploy.check.regression import compare_bundles, require_comparable
 from cspdeploy.check.settings import DEFAULT_TIME_LIMIT_S, Progress, VerifySettings
 from cspdeploy.check.subject import Subject, bundle_subject
 from cspdeploy.check.subject_check import PREPROCESS, SubjectCheck
-from cspdeploy.check.tolerance import ALL_ARTIFACTS
 from cspdeploy.core.env import describe_environment
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.tolerance import ALL_ARTIFACTS
 from cspdeploy.core.types import ParityRow, VerifyReport
 
 __all__ = [

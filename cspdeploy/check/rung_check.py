@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from cspdeploy.check.accuracy import measure_accuracy
 from cspdeploy.check.audit import INT8_WEIGHTS, audit_onnx
-from cspdeploy.check.compare import compare_outputs
 from cspdeploy.check.opening import CheckedSession
 from cspdeploy.check.phases import Phases
 from cspdeploy.check.placement import find_placement, strict_problem
@@ -21,13 +20,14 @@ from cspdeploy.check.quantised import count_quantised
 from cspdeploy.check.rungs import Rung
 from cspdeploy.check.settings import Progress, VerifySettings
 from cspdeploy.check.subject import Candidate, Subject
-from cspdeploy.check.tolerance import allowed_flips, limits_for
 from cspdeploy.check.worker import WorkerCrashedError, WorkerHungError
 from cspdeploy.core.catalog import ACCURACY_BUDGET, ARTIFACT_KINDS
+from cspdeploy.core.compare import compare_outputs
 from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.metrics import relative_l2
 from cspdeploy.core.onnx_graph import read_onnx
+from cspdeploy.core.tolerance import allowed_flips, limits_for
 from cspdeploy.core.types import ParityRow, PrecisionAudit, Verdict
 from cspdeploy.runtimes.base import Outputs
 

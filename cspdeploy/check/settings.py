@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from cspdeploy.check.latency import LatencySettings
-from cspdeploy.check.tolerance import ALL_ARTIFACTS
 from cspdeploy.core.datasets import LabelledImages
+from cspdeploy.core.tolerance import ALL_ARTIFACTS
 
 __all__ = ["DEFAULT_TIME_LIMIT_S", "VERIFY_WALL_SECONDS", "Progress", "VerifySettings"]
 

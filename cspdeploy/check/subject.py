@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cspdeploy.check.tolerance import noise_floors
 from cspdeploy.core.bundle import check_hashes, file_sha256, read_manifest
 from cspdeploy.core.catalog import EAGER
 from cspdeploy.core.errors import InputError
@@ -19,6 +18,7 @@ from cspdeploy.core.golden import GOLDEN_FILE, Golden, read_golden
 from cspdeploy.core.model_folder import WEIGHTS_FILE
 from cspdeploy.core.onnx_file import check_external_data, external_data_files
 from cspdeploy.core.spec import ModelSpec, Task
+from cspdeploy.core.tolerance import noise_floors
 from cspdeploy.core.types import Artifact, Manifest, TensorInfo
 
 __all__ = ["ONNX_FAMILY", "ORIGINAL", "Candidate", "Subject", "bundle_subject", "find_weights", "onnx_sha256"]

@@ -14,10 +14,10 @@ from cspdeploy.check.rung_check import RungCheck, failed_row
 from cspdeploy.check.rungs import Rung, list_rungs
 from cspdeploy.check.settings import Progress, VerifySettings
 from cspdeploy.check.subject import Subject
-from cspdeploy.check.tolerance import require_known
 from cspdeploy.core.errors import CspDeployError, RuntimeUnavailableError
 from cspdeploy.core.metrics import max_abs_difference
 from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.tolerance import require_known
 from cspdeploy.core.types import ParityRow, Timing
 
 __all__ = ["PREPROCESS", "SubjectCheck"]

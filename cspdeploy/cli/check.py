@@ -89,8 +89,8 @@ def verify(
 ) -> int:
     """Prove every artifact against the original on every runtime that is here, and time it. Exit 1 if one fails."""
     from cspdeploy.check.settings import VerifySettings
-    from cspdeploy.check.tolerance import parse_tolerances
     from cspdeploy.core.datasets import open_dataset
+    from cspdeploy.core.tolerance import parse_tolerances
 
     settings = VerifySettings(
         runtimes=tuple(runtime or ()), latency=_latency() if latency else None,

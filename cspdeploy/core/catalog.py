@@ -11,7 +11,7 @@ __all__ = [
     "Int8Mode", "Precision", "RangeMethod", "artifact_file",
 ]  # fmt: skip
 
-ArtifactFormat = Literal["torchscript", "onnx"]
+ArtifactFormat = Literal["torchscript", "pt2", "onnx", "ort"]
 Precision = Literal["fp32", "fp16", "int8"]
 Int8Mode = Literal["static", "dynamic", "weights"]
 """static: activations on grids that were chosen from real images. dynamic: each activation's range is measured while

@@ -13,10 +13,11 @@ from cspdeploy.core.onnx_graph import Graph, Node
 from cspdeploy.core.onnx_tensor import ELEMENT_TYPES
 from cspdeploy.core.onnx_wire import Message
 
-__all__ = ["SHAPE_SUFFIX", "cut_part", "with_outputs", "with_shapes"]
+__all__ = ["SHAPE_SUFFIX", "cut_part", "with_metadata", "with_outputs", "with_shapes"]
 
 _GRAPH, _NODE, _INITIALIZER, _SPARSE, _INPUT, _OUTPUT = 7, 1, 5, 15, 11, 12
 _MODEL_KEPT = (1, 8, 25)  # ir_version, opset_import, functions
+_METADATA = 14
 _NODE_OUTPUT, _TENSOR_NAME, _SPARSE_VALUES = 2, 8, 1
 _VARINT, _EIGHT_BYTES, _BYTES = 0, 1, 2
 _CODES = {name: code for code, name in ELEMENT_TYPES.items()}
@@ -52,6 +53,22 @@ def with_shapes(data: bytes, names: Iterable[str]) -> bytes:
         added += _bytes(_NODE, _text(1, name) + _text(2, shape) + _text(3, shape) + _text(4, "Shape"))
         added += _bytes(_OUTPUT, _text(1, shape))
     return data + _bytes(_GRAPH, added)
+
+
+def with_metadata(data: bytes, entries: Mapping[str, str]) -> bytes:
+    """The model with these `metadata_props`, in place of those that it has under the same keys.
+
+    Raises:
+        ValueError: the bytes are no message.
+    """
+    kept = b""
+    at = 0
+    for start, end in Message(data, (0, len(data))).spans(_METADATA):
+        if Message(data, (start, end)).text(1) in entries:
+            field = start - len(_encoded(_METADATA << 3 | _BYTES)) - len(_encoded(end - start))
+            kept, at = kept + data[at:field], end
+    added = (_bytes(_METADATA, _text(1, key) + _text(2, value)) for key, value in entries.items())
+    return b"".join((kept, data[at:], *added))
 
 
 def cut_part(

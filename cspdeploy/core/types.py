@@ -8,12 +8,12 @@ from typing import Any, Literal
 from cspdeploy.core.spec import ModelSpec
 
 __all__ = [
-    "MANIFEST_SCHEMA_VERSION", "VERIFY_SCHEMA_VERSION", "Artifact", "ColdStart", "FileRecord", "ImageDecision",
-    "LayerCurve", "LayerError", "Limit", "Manifest", "MemoryUse", "ParityRow", "PlacedNode", "PrecisionAudit",
-    "Regression", "StepRecord", "TensorInfo", "Timing", "Verdict", "VerifyReport",
+    "MANIFEST_SCHEMA_VERSION", "VERIFY_SCHEMA_VERSION", "Artifact", "ColdStart", "FileRecord", "Frontend",
+    "ImageDecision", "LayerCurve", "LayerError", "Limit", "Manifest", "MemoryUse", "ParityRow", "PlacedNode",
+    "PrecisionAudit", "Regression", "StepRecord", "TensorInfo", "Timing", "Verdict", "VerifyReport",
 ]  # fmt: skip
 
-MANIFEST_SCHEMA_VERSION = 2
+MANIFEST_SCHEMA_VERSION = 3
 VERIFY_SCHEMA_VERSION = 1
 """Of what `verify --json` prints; raised when a field goes or changes its meaning."""
 
@@ -51,12 +51,38 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Frontend:
+    """What a graph does itself, before the network and after it.
+
+    Its input is then uint8 `[N, H, W, 3]`, and it casts, scales, normalises and transposes as the contract says.
+
+    Attributes:
+        channel_order: of the input's last axis; the network's own order is in the contract.
+        resize: it also resizes and crops: H and W are free. Without it they are those of the contract.
+        top_k: beside the network's outputs, "probabilities" float32 `[N, k]` and "classes" int64 `[N, k]`, likeliest
+            first; 0: no such outputs.
+        max_difference: largest distance, in steps of the 8-bit input, between what the graph makes of the golden images
+            and what Pillow's resampling makes of them; 0 without `resize`.
+    """
+
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    resize: bool = False
+    top_k: int = 0
+    max_difference: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A file that an application runs."""
+    """A file that an application runs.
+
+    Attributes:
+        frontend: preprocessing in the graph, or None: the input is the float tensor of the contract.
+        machine: processor and engine that a file with an engine's own optimisations is for; empty: any.
+    """
 
     kind: str
     file: str
-    format: Literal["torchscript", "onnx"]
+    format: Literal["torchscript", "pt2", "onnx", "ort"]
     precision: Literal["fp32", "fp16", "int8"]
     sha256: str
     num_bytes: int
@@ -64,6 +90,8 @@ class Artifact:
     outputs: tuple[TensorInfo, ...]
     opset: int | None
     steps: tuple[StepRecord, ...]
+    frontend: Frontend | None = None
+    machine: str = ""
 
     def __post_init__(self) -> None:
         if len(self.inputs) != 1 or not self.inputs[0].shape or not self.outputs:

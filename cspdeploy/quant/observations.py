@@ -114,7 +114,7 @@ class Observations:
     _magnitudes: dict[tuple[str, float | None, float], Floats] = field(default_factory=dict, repr=False)
 
     def histogram(self, name: str, factors: Floats | None = None) -> Histogram:
-        """Of one tensor, remembered until it is asked for with other factors: methods differ in what they do with it."""
+        """Of one tensor, remembered until it is asked for with other factors: methods share it."""
         known = self._pooled.get(name)
         if known is None or known[0] is not factors:
             known = self._pooled[name] = (factors, self.tensors[name].histogram(factors))

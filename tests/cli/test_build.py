@@ -68,7 +68,7 @@ def test_failing_artifact_makes_the_command_fail(
     run: Run, tiny_models: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And leaves the bundle, so that one can look at it."""
-    monkeypatch.setattr("cspdeploy.check.tolerance.FP32_NOISE_FACTOR", 1e-6)
+    monkeypatch.setattr("cspdeploy.core.tolerance.FP32_NOISE_FACTOR", 1e-6)
     done = run("export", "tiny", "--models", tiny_models, "-o", output, "--json")
     assert done.returncode == 1
     report = json.loads(done.stdout)

@@ -25,10 +25,10 @@ from cspdeploy.check.blame.reference import Origin
 from cspdeploy.check.blame.scaled import in_scale_of
 from cspdeploy.check.loose_file import file_subject
 from cspdeploy.check.subject import Subject, bundle_subject
-from cspdeploy.check.tolerance import tolerance_for
 from cspdeploy.core.bundle import MANIFEST_FILE, read_manifest
 from cspdeploy.core.catalog import EAGER
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.tolerance import tolerance_for
 from cspdeploy.core.trace import TraceSource
 from cspdeploy.runtimes.base import Runtime
 

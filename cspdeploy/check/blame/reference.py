@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from cspdeploy.check.blame.counterparts import Side
 from cspdeploy.check.blame.sketch import Recorder, distance
-from cspdeploy.check.tolerance import tolerance_for
 from cspdeploy.core.catalog import FP32_FLOOR
 from cspdeploy.core.onnx_graph import OnnxModel
+from cspdeploy.core.tolerance import tolerance_for
 from cspdeploy.core.trace import TraceSource
 
 __all__ = ["Origin", "Reference", "trace_reference", "trace_side"]

@@ -9,10 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cspdeploy.check.compare import Comparison, compare_outputs
-from cspdeploy.check.tolerance import tolerance_for
 from cspdeploy.core.catalog import FP32_FLOOR
+from cspdeploy.core.compare import Comparison, compare_outputs
 from cspdeploy.core.metrics import softmax
+from cspdeploy.core.tolerance import tolerance_for
 from cspdeploy.core.types import ImageDecision, Limit
 
 NAMES = ("logits",)

@@ -5,15 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from cspdeploy.check.tolerance import (
-    allowed_flips,
-    limits_for,
-    noise_floors,
-    override,
-    parse_tolerances,
-    require_known,
-    tolerance_for,
-)
 from cspdeploy.core.catalog import (
     ACCURACY_BUDGET,
     FP16_LIMIT,
@@ -25,6 +16,15 @@ from cspdeploy.core.catalog import (
 )
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import Golden
+from cspdeploy.core.tolerance import (
+    allowed_flips,
+    limits_for,
+    noise_floors,
+    override,
+    parse_tolerances,
+    require_known,
+    tolerance_for,
+)
 
 
 def _golden(error: float) -> Golden:
