@@ -219,7 +219,7 @@ def _edit(bundle: Path, **changes: object) -> None:
         ({"labels": "cat"}, r"\$\.labels"),
         ({"labels": ["cat", "dog"]}, "labels: got 2"),
         ({"artifacts": []}, "artifacts: got none"),
-        ({"schema_version": 3}, "update cspdeploy"),
+        ({"schema_version": 99}, "update cspdeploy"),
         ({"schema_version": 0}, "export the bundle again"),
         ({"schema_version": "1"}, "export the bundle again"),
     ],
