@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,8 @@ def fine_tune(
 def _finish(report: QatReport, *, json_: bool) -> int:
     if json_:
         print_json(report)
+    for warning in report.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
     before, after = report.before, report.after
     text = (
         f"INT8 for {report.placement}: top-1 {100 * before.top1:.2f} -> {100 * after.top1:.2f} %, agreement with FP32 "

@@ -91,6 +91,8 @@ class QatReport:
     before: QatScore
     after: QatScore
     curve: tuple[EpochRecord, ...]
+    warnings: tuple[str, ...] = ()
+    """Of the images that the grids were chosen on."""
 
 
 def train_qat(request: QatRequest, *, progress: Progress = lambda what, done, total: None) -> QatReport:
@@ -128,6 +130,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self._request, self._source, self._target, self._placement = request, source, target, placement
         self._run, self._progress = run, progress
+        self._warnings: tuple[str, ...] = ()
 
     def train(self, file: Path, training: LabelledImages, testing: LabelledImages) -> QatReport:
         contract, recipe = self._source.spec.preprocess, self._request.recipe
@@ -150,7 +153,7 @@ class _Run:
         after = self._score(network, loaders[1], "INT8 fine-tuned")
         report = QatReport(
             file=str(file), placement=self._placement.name, dataset=training.name, kept=_is_better(after, before),
-            before=before, after=after, curve=tuple(curve),
+            before=before, after=after, curve=tuple(curve), warnings=self._warnings,
         )  # fmt: skip
         if report.kept:
             write_qat(file, network.plan(), origin=started.origin, record=self._record(report, len(training)))
@@ -205,7 +208,8 @@ class _Run:
             origin=self._source.images_origin, folder=self._request.calibration, max_images=INT8_MAX_IMAGES,
         )  # fmt: skip
         folder = self._request.calibration
-        audit_calibration(images, seen=None if folder is None else images_seen(self._source.spec, self._source.weights))
+        seen = None if folder is None else images_seen(self._source.spec, self._source.weights)
+        self._warnings = tuple(finding.text for finding in audit_calibration(images, seen=seen).findings)
         settings = Int8Settings()
         assembly = assemble(
             model, images, placement=self._placement, settings=settings,

@@ -108,6 +108,7 @@ def _request(folder: Path, manifest: Manifest, models: Path) -> ExportRequest:
         "calibration": _images(options, folder, missing), "names": _names(options, manifest, missing),
         "int8": _int8(options, missing),
     }  # fmt: skip
+    _require_trained_plan(manifest, models, missing)
     if missing:
         raise InputError(
             f"{folder}: what it was made from is not here: {'; '.join(missing)}",
@@ -194,6 +195,16 @@ def _int8(options: dict[str, Any], missing: list[str]) -> Int8Request | None:
     if request.labelled not in (None, FASHION_MNIST) and not Path(request.labelled).is_dir():
         missing.append(f"the labelled images {request.labelled}")
     return request
+
+
+def _require_trained_plan(manifest: Manifest, models: Path, missing: list[str]) -> None:
+    """The weights that were fine-tuned for INT8 lie in the model's folder: a later run of training writes others."""
+    for step in (step for artifact in manifest.artifacts for step in artifact.steps if "qat_sha256" in step.facts):
+        path = models / manifest.spec.name / str(step.facts.get("qat_file", ""))
+        sha256 = str(step.facts["qat_sha256"])
+        entry = f"the fine-tuned weights {path} (SHA-256 {sha256})"
+        if entry not in missing and not (path.is_file() and file_sha256(path) == sha256):
+            missing.append(entry)
 
 
 def _compare_files(manifest: Manifest, rebuilt: Manifest) -> tuple[ReproducedFile, ...]:

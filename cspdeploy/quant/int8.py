@@ -101,14 +101,22 @@ def quantise(
 def _rounded(assembly: Assembly, selection: Selection, settings: Int8Settings, progress: Progress) -> Selection:
     """With weights rounded for the outputs' sake, where that helps on held-out images."""
     bare = dataclasses.replace(selection.scheme, bias=False)  # rounding corrects biases behind itself
+    done = total = 0
+
+    def tell(layers: int, of: int) -> None:
+        nonlocal done, total
+        done, total = layers, of
+        progress("rounding weights", layers, of)
+
     try:
         changed = round_weights(
             assembly.graph, assembly.plan(bare), assembly.layout(bare), assembly.fit_batches(),
-            progress=lambda done, total: progress("rounding weights", done, total), deadline=settings.time_limit_s,
+            progress=tell, deadline=settings.time_limit_s,
         )  # fmt: skip
     except KeyboardInterrupt:  # of a repair: what is already good goes on
         return selection
-    return with_rounding(assembly, selection, changed)
+    unfinished = f" ({done} of {total} layers, then the time limit was reached)" if done < total else ""
+    return with_rounding(assembly, selection, changed, unfinished=unfinished)
 
 
 def assemble(

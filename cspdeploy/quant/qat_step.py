@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 
+from cspdeploy.core.bundle import file_sha256
 from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.types import StepRecord
 from cspdeploy.export.rewrite import write_model
@@ -98,7 +99,7 @@ def quantise_trained(
 def _facts(trained: TrainedPlan, layout: Layout, proof: PlacementProof) -> dict[str, Any]:
     return {
         "mode": "static", "scheme": "quantisation-aware training", "qat": trained.record,
-        "qat_file": trained.path.name,
+        "qat_file": trained.path.name, "qat_sha256": file_sha256(trained.path),
         "float_layers": [{"node": name, "reason": why} for name, why in sorted(layout.float_nodes.items())],
         "operators_on_engine": dict(proof.operators), "unproven": proof.unproven,
         "fell_back": list(proof.float_nodes),

@@ -43,6 +43,7 @@ class Selection:
     plan: QuantPlan
     sqnr_db: float
     tried: tuple[Tried, ...]
+    unfinished: str = ""
 
     def why(self) -> str:
         """The choice beside its alternatives: "through 38.9 dB (minmax 36.4, ...); biases corrected: 41.3 dB"."""
@@ -60,7 +61,7 @@ class Selection:
         rounded = next((one for one in self.tried if one.scheme.rounded), None)
         if rounded is not None:
             kept = "" if self.scheme.rounded else ", not kept"
-            text += f"; weights rounded for the outputs: {rounded.sqnr_db:.1f} dB{kept}"
+            text += f"; weights rounded for the outputs: {rounded.sqnr_db:.1f} dB{kept}{self.unfinished}"
         return text
 
 
@@ -122,11 +123,15 @@ def _label(scheme: Scheme, chosen: Scheme) -> str:
     return f"equalised {scheme.exponent:g}" if scheme.exponent else "not equalised"
 
 
-def with_rounding(assembly: Assembly, selection: Selection, changed: QuantPlan) -> Selection:
-    """`changed`, whose weights are rounded for the outputs' sake, where that helps on held-out images."""
+def with_rounding(assembly: Assembly, selection: Selection, changed: QuantPlan, *, unfinished: str = "") -> Selection:
+    """`changed`, whose weights are rounded for the outputs' sake, where that helps on held-out images.
+
+    Args:
+        unfinished: why not all layers are rounded so, for the record.
+    """
     sqnr = assembly.sqnr_db(changed)
     scheme = dataclasses.replace(selection.scheme, rounded=True)
     tried = (*selection.tried, Tried(scheme=scheme, sqnr_db=sqnr))
     if sqnr <= selection.sqnr_db + MIN_GAIN_DB:
-        return dataclasses.replace(selection, tried=tried)
-    return Selection(scheme=scheme, plan=changed, sqnr_db=sqnr, tried=tried)
+        return dataclasses.replace(selection, tried=tried, unfinished=unfinished)
+    return Selection(scheme=scheme, plan=changed, sqnr_db=sqnr, tried=tried, unfinished=unfinished)

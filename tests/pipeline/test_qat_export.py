@@ -14,6 +14,7 @@ from cspdeploy.core.errors import InputError
 from cspdeploy.export import simplify
 from cspdeploy.pipeline.int8_step import Int8Request
 from cspdeploy.pipeline.recipe import ExportReport, ExportRequest, export_bundle
+from cspdeploy.pipeline.reproduce import reproduce_bundle
 from cspdeploy.pipeline.source import resolve_source
 from cspdeploy.quant.calibration import open_calibration
 from cspdeploy.quant.int8 import Int8Settings, assemble
@@ -84,3 +85,13 @@ def test_ranges_that_are_asked_for_are_chosen_anew(models: Path) -> None:
 def test_other_size_than_it_was_trained_at_is_refused(models: Path) -> None:
     with pytest.raises(InputError, match="48 px height"):
         _export(models, size_px=(48, 48))
+
+
+@pytest.mark.usefixtures("int8_is_faster")
+def test_bundle_is_only_made_again_from_the_plan_that_it_was_made_from(models: Path) -> None:
+    bundle = Path(_export(models).folder)
+    assert reproduce_bundle(bundle, models=models).verdict == "equal"
+    path = qat_path(models / "tiny", find_placement(None).name)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(InputError, match=r"the fine-tuned weights .*qat-.*SHA-256"):
+        reproduce_bundle(bundle, models=models)
