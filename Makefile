@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== packages, as pinned in constraints.txt; the first time this takes minutes, most of them for torch"
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt setuptools
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation \
-	  -e '.[export,cpu,openvino,hub,report,dev]'
+	  -e '.[export,cpu,openvino,hub,report,sign,dev]'
 	@touch $@
 
 demo: setup

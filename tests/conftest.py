@@ -20,7 +20,8 @@ from PIL import Image
 from cspdeploy.core.codec import to_json
 from cspdeploy.core.model_folder import write_calibration, write_spec
 from cspdeploy.core.spec import ModelSpec, NetworkSpec, Preprocess, Provenance
-from cspdeploy.core.types import Timing
+from cspdeploy.core.types import Frontend, Timing
+from cspdeploy.export import simplify
 from cspdeploy.nets.cspnet import CspNetConfig, StageConfig, StemConfig
 from cspdeploy.nets.registry import build
 from cspdeploy.nets.weights import write_safetensors
@@ -195,4 +196,35 @@ def tiny_int8_bundle(photo_models: Path, tmp_path_factory: pytest.TempPathFactor
     )
     with pytest.MonkeyPatch.context() as patch:
         set_int8_speed(patch, 1.5)
+        return Path(export_bundle(request).folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_also_bundle(photo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of "tiny" with INT8 and every further form. Shared and so read-only."""
+    request = ExportRequest(
+        model="tiny", models=photo_models, output=tmp_path_factory.mktemp("also"), also=("pt2", "ort", "opt"),
+        int8=Int8Request(calibration="minmax"),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        set_int8_speed(patch, 1.5)
+        return Path(export_bundle(request).folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_u8_bundle(photo_models: Path, photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of "tiny" with FP16, INT8, and all of them once more with preprocessing and top-3 in the graph.
+
+    Made with pictures in colour: of a grey one every channel order is right. Shared and so read-only.
+    """
+    pictures, output = tmp_path_factory.mktemp("colour"), tmp_path_factory.mktemp("u8")
+    for i in range(24):
+        Image.fromarray(np.stack([photos[i], photos[i + 24], photos[i + 48]], axis=-1)).save(pictures / f"{i:02}.png")
+    request = ExportRequest(
+        model="tiny", models=photo_models, output=output, calibration=pictures, fp16=True,
+        int8=Int8Request(calibration="minmax"), frontend=Frontend(channel_order="bgr", top_k=3),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        set_int8_speed(patch, 1.5)
+        patch.setattr(simplify, "_CHILD", ["false"])
         return Path(export_bundle(request).folder)

@@ -17,6 +17,7 @@ from cspdeploy.core.catalog import (
     ARTIFACT_KINDS,
     EAGER,
     FP32_FLOOR,
+    FRONTEND_KINDS,
     INT8_KINDS,
     ArtifactFormat,
     ArtifactKind,
@@ -47,9 +48,9 @@ def weights_bundle(photo_models: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @every_kind
 def test_kind_is_made_by_an_export_with_every_precision(
-    tiny_int8_bundle: Path, weights_bundle: Path, kind: ArtifactKind
+    tiny_u8_bundle: Path, weights_bundle: Path, kind: ArtifactKind
 ) -> None:
-    folder = weights_bundle if kind.weights_only else tiny_int8_bundle
+    folder = weights_bundle if kind.weights_only else tiny_u8_bundle
     artifacts = {artifact.kind: artifact for artifact in read_manifest(folder).artifacts}
     artifact = artifacts[kind.name]
     assert (artifact.format, artifact.precision) == (kind.format, kind.precision)
@@ -58,14 +59,29 @@ def test_kind_is_made_by_an_export_with_every_precision(
     assert artifact.steps
 
 
-def test_export_makes_nothing_else_and_keeps_the_order_of_the_ladder(tiny_int8_bundle: Path) -> None:
+def test_export_makes_nothing_else_and_keeps_the_order_of_the_ladder(
+    tiny_int8_bundle: Path, tiny_u8_bundle: Path
+) -> None:
     expected = [name for name, kind in ARTIFACT_KINDS.items() if not kind.weights_only]
-    assert [artifact.kind for artifact in read_manifest(tiny_int8_bundle).artifacts] == expected
+    assert [artifact.kind for artifact in read_manifest(tiny_u8_bundle).artifacts] == expected
+    floats = [name for name in expected if not ARTIFACT_KINDS[name].frontend_of]
+    assert [artifact.kind for artifact in read_manifest(tiny_int8_bundle).artifacts] == floats
+
+
+def test_kinds_with_preprocessing_in_the_graph_are_of_those_without() -> None:
+    for name, kind in ARTIFACT_KINDS.items():
+        if kind.frontend_of:
+            without = ARTIFACT_KINDS[kind.frontend_of]
+            assert (kind.format, kind.precision) == (without.format, without.precision)
+            assert FRONTEND_KINDS[without.name] == name
+            assert kind.suffix == without.suffix.removesuffix(".onnx") + ".u8.onnx"
 
 
 def test_every_mode_of_int8_makes_a_kind() -> None:
     assert set(INT8_KINDS) == set(get_args(Int8Mode))
-    assert set(INT8_KINDS.values()) == {kind.name for kind in ARTIFACT_KINDS.values() if kind.precision == "int8"}
+    assert set(INT8_KINDS.values()) == {
+        kind.name for kind in ARTIFACT_KINDS.values() if kind.precision == "int8" and not kind.frontend_of
+    }
 
 
 @every_kind

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,20 +20,23 @@ BATCH = 256
 
 
 def measure_accuracy(
-    compute: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]],
+    compute: Callable[[npt.NDArray[Any]], npt.NDArray[np.generic]],
     data: LabelledImages,
     contract: Preprocess,
     *,
+    prepare: Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
     """Top-1 and top-5 accuracy over all of `data`.
 
     Args:
-        compute: `[N, 3, H, W]` float32 to logits `[N, C]`.
+        compute: inputs `[N, 3, H, W]` float32, or what `prepare` gives, to logits `[N, C]`.
+        prepare: images `[N, H, W, 3]` uint8 RGB at the contract's size to inputs; None: as the contract says.
     """
+    prepared = prepare or functools.partial(normalise, contract=contract)
     num_first = num_among_five = 0
     for indices in data.batches(BATCH):
-        logits = compute(normalise(data.resized(indices, contract), contract))
+        logits = compute(prepared(data.resized(indices, contract)))
         hits = top_k(logits, 5) == data.classes[indices][:, None]
         hits &= np.isfinite(logits).all(axis=1)[:, None]  # sorted like any others, a row of NaN would name class 0
         num_first += int(hits[:, 0].sum())

@@ -41,7 +41,7 @@ _PRECISIONS = {
 }  # fmt: skip
 """int64, bool and strings are left out: they are shapes, indices and masks, not weights."""
 _FULL = ("fp32", "fp64", "int32")
-_DECLARED = re.compile(r"[._-](fp32|fp16|int8|int8-weights)\.onnx$", re.IGNORECASE)
+_DECLARED = re.compile(r"[._-](fp32|fp16|int8|int8-weights)(\.u8)?\.onnx$", re.IGNORECASE)
 # Operators that only move values: what is quantised before them is so after them.
 _MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 
@@ -58,6 +58,8 @@ class _Work:
 
 def declared_precision(path: Path) -> str:
     """The precision that a file's name promises: "int8" of model.int8.onnx or model-int8.onnx; empty for none.
+
+    What takes bytes, model.int8.u8.onnx, promises the same of its arithmetic.
 
     "int8-weights" promises weights that are stored in 8 bits, and nothing of the arithmetic.
     """

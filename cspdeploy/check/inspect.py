@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cspdeploy.check.audit import audit_model, declared_precision, weight_tensors
+from cspdeploy.core.card import CARD_KEY, SUMMARY_KEY, ModelCard, read_card
+from cspdeploy.core.errors import InputError
 from cspdeploy.core.onnx_graph import OnnxModel, Value, read_onnx
 from cspdeploy.core.types import PrecisionAudit, TensorInfo
 
@@ -30,7 +32,10 @@ class Inspection:
         num_bytes: of the file and its external data.
         operators: how often each occurs, subgraphs included.
         functions: operators that the file itself defines.
+        metadata: its `metadata_props`, without those of the card.
         audit: the precision that it computes in.
+        card: what the file says of itself; None where it has no card, or one that cannot be read.
+        card_problem: why it cannot be read, or empty.
     """
 
     file: str
@@ -46,6 +51,8 @@ class Inspection:
     external_data: tuple[str, ...]
     metadata: dict[str, str]
     audit: PrecisionAudit
+    card: ModelCard | None = None
+    card_problem: str = ""
 
 
 def inspect_onnx(path: Path, *, precision: str = "") -> Inspection:
@@ -59,13 +66,23 @@ def inspect_onnx(path: Path, *, precision: str = "") -> Inspection:
     """
     model = read_onnx(path)
     audit = audit_model(model, declared=precision or declared_precision(path))
+    card, problem = _card(model)
     external = sum((path.parent / name).stat().st_size for name in model.external_data)
     return Inspection(
         file=str(path), num_bytes=model.num_bytes + external, ir_version=model.ir_version, opsets=model.opsets,
         producer=model.producer, inputs=tuple(map(_info, model.graph.inputs)),
         outputs=tuple(map(_info, model.graph.outputs)), operators=audit.operators, functions=model.functions,
-        weights=_weights(model), external_data=model.external_data, metadata=model.metadata, audit=audit,
+        weights=_weights(model), external_data=model.external_data, audit=audit, card=card, card_problem=problem,
+        metadata={key: text for key, text in model.metadata.items() if key not in (CARD_KEY, SUMMARY_KEY)},
     )  # fmt: skip
+
+
+def _card(model: OnnxModel) -> tuple[ModelCard | None, str]:
+    """A card that cannot be read is no reason not to look at the rest of the file."""
+    try:
+        return read_card(model.metadata, name=model.path.name), ""
+    except InputError as error:
+        return None, error.message
 
 
 def _weights(model: OnnxModel) -> tuple[WeightSummary, ...]:

@@ -16,6 +16,7 @@ from cspdeploy.check.audit import INT8_WEIGHTS, audit_onnx, declared_precision
 from cspdeploy.check.reference import reference_of
 from cspdeploy.check.subject import Candidate, Subject, bundle_subject
 from cspdeploy.core.bundle import MANIFEST_FILE, read_manifest
+from cspdeploy.core.card import read_card
 from cspdeploy.core.contracts import CHOICES, find_contract
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import num_golden_images
@@ -55,7 +56,8 @@ def file_subject(
     Args:
         against: another ONNX file with the same inputs and outputs, such as the one that `path` was made from.
         images: folder of real images; without it the inputs are seeded random numbers.
-        contract: how images are prepared: "imagenet", "unit", "darknet", or a JSON file.
+        contract: how images are prepared: "imagenet", "unit", "darknet", or a JSON file; None: as the card in the file
+            says, if it has one.
         reference: False where only latency is wanted: nothing is computed then.
 
     Raises:
@@ -261,10 +263,14 @@ def _batch(value: Value) -> int:
 
 
 def _image_feeds(model: OnnxModel, images: Path, contract: str | None) -> Mapping[str, Array]:
-    if contract is None:
+    card = read_card(model.metadata, name=model.path.name)
+    value, own = image_input(model), image_size(image_input(model))
+    if contract is not None:
+        chosen = find_contract(contract, size_px=own)
+    elif card is not None:
+        chosen = card.preprocess.with_size(*own) if own else card.preprocess
+    else:
         raise InputError(f"--images {images}: how they are prepared is never guessed", fix=f"--preprocess {CHOICES}")
-    value = image_input(model)
-    chosen = find_contract(contract, size_px=image_size(value))
     paths = list_images(images)
     num = num_golden_images(chosen.height_px, chosen.width_px)
     step = max(1, len(paths) // num)

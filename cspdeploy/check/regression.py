@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
+from cspdeploy.check.frontend_rows import network_outputs, on_images
 from cspdeploy.check.latency import measure_latency
 from cspdeploy.check.opening import CheckedSession, start_session
 from cspdeploy.check.rung_check import run_all
@@ -143,7 +144,9 @@ class _Pair:
             self._other_contract = old_spec.preprocess != new_spec.preprocess
             if self._other_contract:
                 x_NCHW = preprocess(list(new.golden.images), old_spec.preprocess)
-        self._subjects = (dataclasses.replace(old, feeds=dict.fromkeys(old.feeds, x_NCHW)), new)
+        if new.golden is not None:
+            old = on_images(old, new.golden.images, x_NCHW)
+        self._subjects = (old, new)
         self._rungs = [
             {
                 (rung.candidate.artifact, rung.runtime.name): rung
@@ -193,7 +196,7 @@ class _Pair:
 
     def _compare_outputs(self, found: Regression, rungs: list[Rung], sessions: list[CheckedSession]) -> Regression:
         expected, got = (
-            run_all(session, subject, rung.candidate)
+            network_outputs(run_all(session, subject, rung.candidate), rung.candidate)
             for session, subject, rung in zip(sessions, self._subjects, rungs, strict=True)
         )
         if [(name, array.shape) for name, array in got.items()] != [(name, a.shape) for name, a in expected.items()]:

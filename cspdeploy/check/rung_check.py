@@ -7,16 +7,17 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cspdeploy.check.accuracy import measure_accuracy
 from cspdeploy.check.audit import INT8_WEIGHTS, audit_onnx
+from cspdeploy.check.frontend_rows import check_top_k, network_outputs, pixels_of, with_pixels
 from cspdeploy.check.opening import CheckedSession
 from cspdeploy.check.phases import Phases
 from cspdeploy.check.placement import find_placement, strict_problem
-from cspdeploy.check.quantised import count_quantised
 from cspdeploy.check.rungs import Rung
 from cspdeploy.check.settings import Progress, VerifySettings
 from cspdeploy.check.subject import Candidate, Subject
@@ -27,6 +28,7 @@ from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.metrics import relative_l2
 from cspdeploy.core.onnx_graph import read_onnx
+from cspdeploy.core.quantised import count_quantised
 from cspdeploy.core.tolerance import allowed_flips, limits_for
 from cspdeploy.core.types import ParityRow, PrecisionAudit, Verdict
 from cspdeploy.runtimes.base import Outputs
@@ -120,17 +122,22 @@ class RungCheck:
                 made.precision, subject.floors, num_quantised=_num_quantised(made),
                 tolerance=self.settings.tolerance(made.artifact),
             )  # fmt: skip
+            limits = with_pixels(limits, made)
+            own = network_outputs(outputs, made)
             judged = subject.task == "classify" and not subject.synthetic
             found = compare_outputs(
-                outputs, names=made.output_names, reference=subject.outputs_fp64, limits=limits,
+                own, names=made.network_names, reference=subject.outputs_fp64, limits=limits,
                 decisions=judged and all(array.ndim == 2 for array in subject.outputs_fp64.values()),
                 dtypes=dict(zip(made.output_names, made.output_dtypes, strict=False)),
                 images=not subject.one_call,
                 # An untrained network decides nothing: all of its images are near ties.
                 num_flips=None if subject.untrained else allowed_flips(made.precision, subject.num_inputs),
             )  # fmt: skip
+            verdict, reason = found.verdict, found.reason
+            if verdict == "pass" and made.frontend is not None and made.frontend.top_k:
+                verdict, reason = check_top_k(outputs, next(iter(own.values())), made.frontend)
         return dataclasses.replace(
-            row, verdict=found.verdict, reason=found.reason, rel_l2=found.rel_l2, max_abs=found.max_abs,
+            row, verdict=verdict, reason=reason, rel_l2=found.rel_l2, max_abs=found.max_abs,
             limit=found.limit, limits=tuple(limits.values()), sqnr_db=found.sqnr_db,
             top1_agreement=found.top1_agreement, top5_agreement=found.top5_agreement,
             decisions=found.decisions, error_histogram=found.error_histogram, num_images=subject.num_inputs,
@@ -157,16 +164,20 @@ class RungCheck:
         if manifest is None:
             return row
         made = rung.candidate
+        if made.frontend is not None and made.frontend.resize:  # the data set gives pictures that are resized already
+            note = "; ".join(filter(None, (row.note, "labelled accuracy is not measured where the graph resizes")))
+            return dataclasses.replace(row, note=note)
         name = next(iter(self.subject.feeds))
 
-        def compute(x_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
-            images = dataclasses.replace(self.subject, feeds={name: x_NCHW})
-            return run_all(session, images, made)[made.output_names[0]]
+        def compute(inputs: npt.NDArray[Any]) -> npt.NDArray[np.generic]:
+            fed = made if made.frontend is None else dataclasses.replace(made, pixels=inputs)
+            images = dataclasses.replace(self.subject, feeds={name: inputs})
+            return network_outputs(run_all(session, images, fed), made)[made.network_names[0]]
 
         def progress(done: int, total: int) -> None:
             self.progress(f"accuracy of {made.artifact} on {rung.runtime.name}", done, total)
 
-        found = measure_accuracy(compute, data, manifest.spec.preprocess, progress=progress)
+        found = measure_accuracy(compute, data, manifest.spec.preprocess, prepare=pixels_of(made), progress=progress)
         row = dataclasses.replace(row, top1=found.top1, top5=found.top5, accuracy_images=found.num_images)
         recorded = manifest.spec.provenance.accuracy
         if recorded is None or (recorded.dataset, recorded.num_images) != (found.dataset, found.num_images):
@@ -185,7 +196,7 @@ class RungCheck:
     def tf32_distance(self, session: CheckedSession, made: Candidate) -> float:
         """Relative L2 of all outputs together, of a session with TF32 on; infinite where they cannot be compared."""
         outputs = run_all(session, self.subject, made)
-        return _joint_distance(outputs, self.subject.outputs_fp64)
+        return _joint_distance(network_outputs(outputs, made), self.subject.outputs_fp64)
 
 
 def _declared(made: Candidate) -> str:
@@ -195,7 +206,9 @@ def _declared(made: Candidate) -> str:
 
 
 def _num_quantised(made: Candidate) -> int:
-    return count_quantised(made.path) if made.precision == "int8" and made.format == "onnx" else 0
+    if made.precision != "int8":
+        return 0
+    return count_quantised(made.path) if made.format == "onnx" else made.num_quantised
 
 
 def _joint_distance(outputs: Outputs, reference: Mapping[str, npt.NDArray[np.float64]]) -> float:

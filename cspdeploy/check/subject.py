@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from cspdeploy.check.image_feeds import pixel_change, pixels_for
 from cspdeploy.core.bundle import check_hashes, file_sha256, read_manifest
-from cspdeploy.core.catalog import EAGER
+from cspdeploy.core.catalog import CLASSES_OUTPUT, EAGER, PROBABILITIES_OUTPUT
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import GOLDEN_FILE, Golden, read_golden
 from cspdeploy.core.model_folder import WEIGHTS_FILE
 from cspdeploy.core.onnx_file import check_external_data, external_data_files
+from cspdeploy.core.quantised import recorded_quantised
 from cspdeploy.core.spec import ModelSpec, Task
 from cspdeploy.core.tolerance import noise_floors
-from cspdeploy.core.types import Artifact, Manifest, TensorInfo
+from cspdeploy.core.types import Artifact, Frontend, Manifest, TensorInfo
 
 __all__ = ["ONNX_FAMILY", "ORIGINAL", "Candidate", "Subject", "bundle_subject", "find_weights", "onnx_sha256"]
 
@@ -47,6 +49,10 @@ class Candidate:
         output_dtypes: of `output_names`, as they are declared; empty: all float32.
         spec: for the eager network alone.
         absent: why it cannot be opened on any runtime here, or empty.
+        frontend: preprocessing that it has in its graph.
+        pixels: its inputs in place of the subject's, uint8 `[N, H, W, 3]`; of one with a frontend.
+        num_quantised: tensors in 8 bits, of a file that does not tell by itself.
+        pixel_change: relative L2 that a resize of its own may move the outputs by, as measured at export.
     """
 
     artifact: str
@@ -60,6 +66,16 @@ class Candidate:
     output_dtypes: tuple[str, ...] = ()
     spec: ModelSpec | None = None
     absent: str = ""
+    frontend: Frontend | None = None
+    pixels: npt.NDArray[np.uint8] | None = field(default=None, compare=False)
+    num_quantised: int = 0
+    pixel_change: float = 0.0
+
+    @property
+    def network_names(self) -> tuple[str, ...]:
+        """Outputs of the network itself, without those that top-k in the graph adds."""
+        added = (PROBABILITIES_OUTPUT, CLASSES_OUTPUT) if self.frontend is not None and self.frontend.top_k else ()
+        return tuple(name for name in self.output_names if name not in added)
 
     def named(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """`feeds` under the candidate's own names, by position, in its own floating-point type.
@@ -128,8 +144,9 @@ class Subject:
             yield candidate.named(self.feeds), None
             return
         step = candidate.batch or min(self.num_inputs, MAX_BATCH)
+        feeds = self.feeds_of(candidate)
         for start in range(0, self.num_inputs, step):
-            part = {name: array[start : start + step] for name, array in self.feeds.items()}
+            part = {name: array[start : start + step] for name, array in feeds.items()}
             count = len(next(iter(part.values())))
             if candidate.batch and count < step:
                 part = {name: _filled(array, step) for name, array in part.items()}
@@ -140,7 +157,12 @@ class Subject:
         if self.one_call:
             return candidate.named(self.feeds)
         step = candidate.batch or 1
-        return candidate.named({name: _filled(array[:step], step) for name, array in self.feeds.items()})
+        feeds = self.feeds_of(candidate)
+        return candidate.named({name: _filled(array[:step], step) for name, array in feeds.items()})
+
+    def feeds_of(self, candidate: Candidate) -> Mapping[str, Array]:
+        """All inputs for it: the subject's, or its own pixels, under the subject's names."""
+        return self.feeds if candidate.pixels is None else dict.fromkeys(self.feeds, candidate.pixels)
 
 
 def _filled(array: Array, count: int) -> Array:
@@ -162,14 +184,22 @@ def bundle_subject(folder: Path) -> Subject:
     if all(record.file != GOLDEN_FILE for record in manifest.files):
         raise InputError(f"{folder}: the manifest names no {GOLDEN_FILE}", fix="export the bundle again")
     golden = read_golden(folder / GOLDEN_FILE)
+    made = manifest.artifacts
     first = _original if manifest.spec.network.family == ONNX_FAMILY else _eager
     return Subject(
         name=str(folder), title=manifest.spec.name, task=manifest.spec.task, labels=manifest.labels,
         feeds={manifest.artifacts[0].inputs[0].name: golden.x_NCHW}, outputs_fp64=golden.outputs_fp64,
         floors=noise_floors(golden),
-        candidates=(first(folder, manifest), *(_candidate(folder, item) for item in manifest.artifacts)),
+        candidates=(first(folder, manifest), *(_fed(_candidate(folder, item), golden, manifest) for item in made)),
         untrained=manifest.spec.provenance.untrained, manifest=manifest, golden=golden,
     )  # fmt: skip
+
+
+def _fed(candidate: Candidate, golden: Golden, manifest: Manifest) -> Candidate:
+    if candidate.frontend is None:
+        return candidate
+    pixels = pixels_for(candidate.frontend, golden.images, manifest.spec.preprocess)
+    return dataclasses.replace(candidate, pixels=pixels)
 
 
 def _candidate(folder: Path, artifact: Artifact) -> Candidate:
@@ -178,7 +208,8 @@ def _candidate(folder: Path, artifact: Artifact) -> Candidate:
         artifact=artifact.kind, format=artifact.format, precision=artifact.precision, path=folder / artifact.file,
         num_bytes=artifact.num_bytes, output_names=tuple(value.name for value in artifact.outputs),
         output_dtypes=tuple(value.dtype for value in artifact.outputs), inputs=artifact.inputs,
-        batch=batch if isinstance(batch, int) else None,
+        batch=batch if isinstance(batch, int) else None, frontend=artifact.frontend,
+        pixel_change=pixel_change(artifact), num_quantised=recorded_quantised(artifact),
     )  # fmt: skip
 
 

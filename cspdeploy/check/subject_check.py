@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from cspdeploy.check.burst import Burst
+from cspdeploy.check.frontend_rows import frontend_row
 from cspdeploy.check.latency import measure_latency, noise_warning
 from cspdeploy.check.machine import MachineWatch
 from cspdeploy.check.opening import CheckedSession, start_session
@@ -41,7 +42,7 @@ class SubjectCheck:
         """A row for the preprocessing, and one for each rung."""
         rungs = list_rungs(self._subject, runtimes=list(self._settings.runtimes))
         require_known(self._settings.tolerances, [made.artifact for made in self._subject.candidates])
-        first = self._preprocess_rows()
+        first = [*self._preprocess_rows(), *self._frontend_rows()]
         rows: list[ParityRow] = []
         timed: dict[int, Burst] = {}
         try:
@@ -87,6 +88,17 @@ class SubjectCheck:
             return [dataclasses.replace(base, max_abs=distance)]
         reason = f"the same images give other inputs here (by up to {distance:.1e}): another Pillow or contract"
         return [dataclasses.replace(base, verdict="numeric", reason=reason, max_abs=distance)]
+
+    def _frontend_rows(self) -> list[ParityRow]:
+        """The preprocessing that files have in their graphs, against the shared one: a row a file."""
+        rows = []
+        for made in self._subject.candidates:
+            if made.frontend is None:
+                continue
+            base = ParityRow(bundle=self._subject.name, artifact=PREPROCESS, runtime=made.artifact, verdict="error")
+            with self._phases("preprocess"):
+                rows.append(frontend_row(base, self._subject, made, self._settings))
+        return rows
 
     def _check(self, rung: Rung, index: int) -> tuple[ParityRow, Burst | None]:
         """The row, and what to time: None where nothing is timed."""

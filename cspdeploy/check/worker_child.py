@@ -51,7 +51,7 @@ class _Child:
         nodes = self._session.nodes  # after the clock and the memory were read: some engines must look into it first
         _forget_peak()
         return Opened(
-            placement=self._session.placement, nodes=nodes, num_copies=getattr(self._session, "num_copies", None),
+            placement=dict(self._session.placement), nodes=nodes, num_copies=getattr(self._session, "num_copies", None),
             cold_import_ms=1e3 * (imported - started), cold_open_ms=1e3 * (opened - opening),
         )  # fmt: skip
 

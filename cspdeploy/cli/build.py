@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cspdeploy.cli import frontend_options as image_options
 from cspdeploy.cli import int8_options as options
 from cspdeploy.cli.check import finish_verify
 from cspdeploy.cli.qat import fine_tune, require_own_size, require_plain
@@ -114,6 +115,14 @@ def export(
             "tensorrt, ort-cuda, arm64.",
         ),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            help="Also write pt2 (torch.export), ort (ONNX Runtime's mobile format) or opt (optimised for this "
+            "machine). May be repeated.",
+        ),
+    ] = None,
     int8_mode: options.Mode = None,
     calibration: options.Calibration = None,
     calib_images: options.CalibrationImages = None,
@@ -124,6 +133,10 @@ def export(
     labelled: options.Labelled = None,
     int8_time_limit: options.TimeLimit = None,
     require_int8: options.RequireInt8 = False,
+    embed_preprocess: image_options.EmbedPreprocess = False,
+    bgr: image_options.Bgr = False,
+    embed_resize: image_options.EmbedResize = False,
+    embed_topk: image_options.EmbedTopK = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder that the bundle goes into.")] = Path(
         "exported"
     ),
@@ -137,12 +150,17 @@ def export(
         power_of_two=power_of_two, max_drop=max_drop, max_latency=max_latency, labelled=labelled,
         time_limit_s=int8_time_limit, required=require_int8,
     )  # fmt: skip
+    frontend = image_options.frontend_request(
+        preprocess=embed_preprocess, bgr=bgr, resize=embed_resize, top_k=embed_topk
+    )
+    from cspdeploy.pipeline.also_step import parse_also
     from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 
     request = ExportRequest(
         model=model, models=models, output=output, weights=weights, names=names, calibration=calib,
         size_px=parse_size(size), preprocess=preprocess, features=features, strides=parse_strides(strides), fp16=fp16,
-        int8=quantised, opset=opset, dynamic_batch=dynamic_batch, target=target,
+        int8=quantised, opset=opset, dynamic_batch=dynamic_batch, target=target, frontend=frontend,
+        also=parse_also(also or ()),
     )  # fmt: skip
     with progress_bar("export") as progress:
         report = export_bundle(request, progress=progress)
@@ -167,7 +185,9 @@ def _finish_export(report: ExportReport, *, verify: bool, json_: bool) -> int:
 
 
 def _tell_refusal(report: ExportReport, *, required: bool) -> int:
-    """Say last of all that an INT8 file was asked for and is not there; exit 1 where it had to be."""
+    """Say last of all which files were asked for and are not there; exit 1 where an INT8 file had to be."""
+    if report.refused_frontend:
+        sys.stderr.write(f"warning: {report.refused_frontend}\n")
     if not report.refused_int8:
         return EXIT_OK
     if required:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from cspdeploy.cli.render import print_json, print_renderable
+from cspdeploy.core.catalog import ARTIFACT_KINDS
 from cspdeploy.core.errors import EXIT_CHECK_FAILED, EXIT_OK
 
 __all__ = ["register"]
@@ -28,9 +29,7 @@ def predict(
     *,
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    artifact: Annotated[
-        str, typer.Option("--artifact", help="onnx, onnx-fp16, onnx-int8, onnx-int8-weights or torchscript.")
-    ] = "onnx",
+    artifact: Annotated[str, typer.Option("--artifact", help=f"One of {', '.join(ARTIFACT_KINDS)}.")] = "onnx",
     runtime: Annotated[str, typer.Option("--runtime", "-r", help="Runtime to use.")] = "ort-cpu",
     top: Annotated[int, typer.Option("--top", min=1, help="Classes to show for each image.")] = 3,
     json_: Json = False,
@@ -40,7 +39,7 @@ def predict(
     from cspdeploy.report.predictions import render_predictions
 
     predictor = Predictor.open(bundle, artifact=artifact, runtime=runtime)
-    found = {str(path): predictor(path, top=top) for path in images}
+    found = {str(path): predictor(path, top=top).predictions for path in images}
     if json_:
         print_json({"untrained": predictor.untrained, "predictions": found})
     else:

@@ -10,25 +10,28 @@ import ctypes
 import errno
 import fcntl
 import glob
-import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cspdeploy.core.codec import from_json, to_json
-from cspdeploy.core.errors import InputError, TamperedError
-from cspdeploy.core.model_folder import SPEC_FILE, read_json, write_text
+from cspdeploy.core.errors import InputError
+from cspdeploy.core.integrity import file_sha256, require_unchanged
+from cspdeploy.core.json_file import read_json, write_text
 from cspdeploy.core.types import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest
 
 __all__ = [
     "BUNDLE",
+    "MANIFEST_FILE",
     "MODEL_FOLDER",
     "REPORT_FILE",
+    "SIGNATURE_FILE",
+    "TIMINGS_FILE",
     "FolderKind",
     "check_hashes",
     "disk_errors",
@@ -42,7 +45,12 @@ __all__ = [
 
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.html"
-"""The one file without a hash: it holds timings, which no second run repeats. Nothing here ever reads it."""
+"""Without a hash: it holds timings, which no second run repeats. Nothing here ever reads it."""
+TIMINGS_FILE = "timings.json"
+"""Without a hash, for the same reason; read with suspicion by `cspdeploy.core.timings`."""
+SIGNATURE_FILE = "manifest.sig"
+"""Of manifest.json, and so of the hashes in it. Made of the manifest, so that it can have no hash there."""
+_UNHASHED = frozenset({MANIFEST_FILE, REPORT_FILE, TIMINGS_FILE, SIGNATURE_FILE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +72,11 @@ class FolderKind:
 
 BUNDLE = FolderKind(name="bundle", marker=MANIFEST_FILE, writer="export", elsewhere="give another folder with -o")
 MODEL_FOLDER = FolderKind(
-    name="model folder", marker=SPEC_FILE, writer="command", elsewhere="give another folder with --models"
+    name="model folder", marker="spec.json", writer="command", elsewhere="give another folder with --models"
 )
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_record(path: Path) -> FileRecord:
@@ -148,22 +150,20 @@ def _names(manifest: Manifest) -> list[str]:
     return [artifact.file for artifact in manifest.artifacts] + [record.file for record in manifest.files]
 
 
-def check_hashes(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with its hash, before anything opens it.
+def check_hashes(folder: Path, manifest: Manifest, *, only: Collection[str] | None = None) -> None:
+    """Compare files with their hashes, before anything opens them.
+
+    Args:
+        only: names of files; None for every file of the bundle. What the manifest does not name is refused either way.
 
     Raises:
         InputError: the folder holds what the manifest does not name.
         TamperedError: files differ; all are named.
     """
     _refuse_unlisted(folder, manifest)
-    records = [(artifact.file, artifact.sha256) for artifact in manifest.artifacts]
-    records += [(record.file, record.sha256) for record in manifest.files]
-    changed = [name for name, sha256 in records if file_sha256(folder / name) != sha256]
-    if changed:
-        raise TamperedError(
-            f"{folder}: {', '.join(changed)}: not the file of the manifest (SHA-256 differs)",
-            fix="copy the bundle again, or export it again",
-        )
+    records = [(one.file, one.sha256, one.num_bytes) for one in manifest.artifacts]
+    records += [(one.file, one.sha256, one.num_bytes) for one in manifest.files]
+    require_unchanged(folder, [record for record in records if only is None or record[0] in only])
 
 
 def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
@@ -172,7 +172,7 @@ def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
     Hidden files may lie there: desktops and network file systems leave them behind (.DS_Store, .nfs0001), and no
     program takes one for an artifact. So may the report, whatever it is: nothing here opens it.
     """
-    known = {MANIFEST_FILE, REPORT_FILE, *_names(manifest)}
+    known = {*_UNHASHED, *_names(manifest)}
     strange = sorted(path.name for path in folder.iterdir() if path.name not in known and path.name[0] != ".")
     if strange:
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
-    "ARTIFACT_KINDS", "EAGER", "FP16_LIMIT", "FP16_NOISE_FACTOR", "FP16_NOISE_RATIO", "FP32_FLOOR",
-    "FP32_NOISE_FACTOR", "INT8_KINDS", "INT8_LIMIT", "TIE_FACTOR", "ArtifactFormat", "ArtifactKind", "Effort",
-    "Int8Mode", "Precision", "RangeMethod", "artifact_file",
+    "ARTIFACT_KINDS", "CLASSES_OUTPUT", "EAGER", "FP16_LIMIT", "FP16_NOISE_FACTOR", "FP16_NOISE_RATIO", "FP32_FLOOR",
+    "FP32_NOISE_FACTOR", "FRONTEND_KINDS", "IMAGE_INPUT", "INT8_KINDS", "INT8_LIMIT", "NORMALISED_NODE",
+    "PROBABILITIES_OUTPUT", "TIE_FACTOR", "ArtifactFormat", "ArtifactKind", "Effort", "Int8Mode", "Precision",
+    "RangeMethod", "artifact_file",
 ]  # fmt: skip
 
 ArtifactFormat = Literal["torchscript", "pt2", "onnx", "ort"]
@@ -37,6 +38,7 @@ class ArtifactKind:
         name: as tables, options and JSON spell it.
         suffix: after the model's name.
         weights_only: its weights are of that precision, its arithmetic is not.
+        frontend_of: the kind that this one is with preprocessing in its graph; empty for any other.
         summary: one line for README and reports.
     """
 
@@ -45,6 +47,7 @@ class ArtifactKind:
     format: ArtifactFormat
     precision: Precision
     weights_only: bool = False
+    frontend_of: str = ""
     summary: str
 
 
@@ -54,7 +57,11 @@ ARTIFACT_KINDS: dict[str, ArtifactKind] = {
     for kind in (
         ArtifactKind(
             name="torchscript", suffix=".torchscript.pt", format="torchscript", precision="fp32",
-            summary="traced and frozen, batch norms folded",
+            summary="traced and frozen, batch norms folded; PyTorch is retiring the format",
+        ),
+        ArtifactKind(
+            name="pt2", suffix=".pt2", format="pt2", precision="fp32",
+            summary="the program of torch.export, which PyTorch keeps",
         ),
         ArtifactKind(
             name="onnx", suffix=".onnx", format="onnx", precision="fp32",
@@ -72,8 +79,43 @@ ARTIFACT_KINDS: dict[str, ArtifactKind] = {
             name="onnx-int8-weights", suffix=".int8-weights.onnx", format="onnx", precision="int8", weights_only=True,
             summary="8-bit weights, all arithmetic in float32: a smaller file, not a faster one",
         ),
+        ArtifactKind(
+            name="onnx-u8", suffix=".u8.onnx", format="onnx", precision="fp32", frontend_of="onnx",
+            summary="the same with preprocessing in the graph: bytes of a picture in",
+        ),
+        ArtifactKind(
+            name="onnx-fp16-u8", suffix=".fp16.u8.onnx", format="onnx", precision="fp16", frontend_of="onnx-fp16",
+            summary="float16 behind float32 preprocessing in the graph: bytes of a picture in",
+        ),
+        ArtifactKind(
+            name="onnx-int8-u8", suffix=".int8.u8.onnx", format="onnx", precision="int8", frontend_of="onnx-int8",
+            summary="8 bits behind float32 preprocessing in the graph: bytes of a picture in",
+        ),
+        ArtifactKind(
+            name="ort", suffix=".ort", format="ort", precision="fp32",
+            summary="float32 in ONNX Runtime's flat format, for mobile builds",
+        ),
+        ArtifactKind(
+            name="ort-int8", suffix=".int8.ort", format="ort", precision="int8",
+            summary="8 bits in ONNX Runtime's flat format, for mobile builds",
+        ),
+        ArtifactKind(
+            name="onnx-opt", suffix=".opt.onnx", format="ort", precision="fp32",
+            summary="float32 as ONNX Runtime optimises it on one machine: opens faster there",
+        ),
+        ArtifactKind(
+            name="onnx-int8-opt", suffix=".int8.opt.onnx", format="ort", precision="int8",
+            summary="8 bits as ONNX Runtime optimises them on one machine: opens faster there",
+        ),
     )
 }  # fmt: skip
+
+FRONTEND_KINDS: dict[str, str] = {kind.frontend_of: kind.name for kind in ARTIFACT_KINDS.values() if kind.frontend_of}
+"""By the kind that goes in: the one with preprocessing in its graph."""
+IMAGE_INPUT, PROBABILITIES_OUTPUT, CLASSES_OUTPUT = "image", "probabilities", "classes"
+"""Of files with preprocessing in the graph."""
+NORMALISED_NODE = "frontend/normalise"
+"""The last node of the preprocessing: its output is the float32 input of the network."""
 
 INT8_KINDS: dict[Int8Mode, str] = {"static": "onnx-int8", "dynamic": "onnx-int8", "weights": "onnx-int8-weights"}
 """What each mode makes. A bundle holds one of them at most."""

@@ -1,48 +1,73 @@
 """The one way from an image to the network's input. Training, calibration, golden images and prediction use it.
 
+Files are decoded and pixels resized by Pillow where it is installed, else by `cspdeploy.core.pixels`, which gives the
+same pixels of PNG, JPEG, BMP and Netpbm files with numpy alone. `decoder` says which of the two it is.
+
 Shapes: N images, H height, W width, C channels (3).
 """
 
 from __future__ import annotations
 
-import io
+import importlib.util
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.pixels.faults import MAX_IMAGE_PIXELS
+from cspdeploy.core.pixels.fit import LETTERBOX_GREY, fit_image
+from cspdeploy.core.pixels.resample import resample
 from cspdeploy.core.spec import Preprocess
 
-__all__ = ["ImageSource", "list_images", "load_image", "normalise", "preprocess", "resize_image"]
+if TYPE_CHECKING:
+    from PIL import Image  # imported where it is used: it takes a tenth of a device's cold start
+
+__all__ = [
+    "LETTERBOX_GREY",
+    "MAX_IMAGE_PIXELS",
+    "Decoder",
+    "ImageSource",
+    "decoder",
+    "list_images",
+    "load_image",
+    "normalise",
+    "preprocess",
+    "read_pixels",
+    "resize_image",
+    "resize_pixels",
+]
 
 ImageSource = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
+Decoder = Literal["auto", "pillow", "built in"]
+"""auto: Pillow where it is installed."""
 
-# A 100-megapixel picture is 300 MB as RGB; larger ones are taken for decompression bombs.
-MAX_IMAGE_PIXELS = 100_000_000
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
-# No others: Pillow hands EPS to Ghostscript, whatever the file is called.
-IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-LETTERBOX_GREY = 128
-"""Darknet pads its floats with 0.5; this is the nearest byte, 0.002 above."""
+def decoder() -> str:
+    """Who decodes and resizes here: "Pillow 12.1.0", or "built in"."""
+    if not _has_pillow():
+        return "built in"
+    from PIL import __version__
 
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
-_FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "nearest": Image.Resampling.NEAREST,
-}
+    return f"Pillow {__version__}"
+
+
+def _has_pillow() -> bool:
+    try:
+        return importlib.util.find_spec("PIL") is not None
+    except ValueError:  # something called PIL is loaded that was never found as a module
+        return False
+
+
+def _use_pillow(by: Decoder) -> bool:
+    if by == "pillow" and not _has_pillow():
+        raise InputError("Pillow is not installed", fix="pip install pillow")
+    return by == "pillow" or (by == "auto" and _has_pillow())
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -62,102 +87,106 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
-def load_image(source: ImageSource) -> Image.Image:
-    """Decode one image to RGB, upright.
+def read_pixels(source: ImageSource, *, by: Decoder = "auto") -> npt.NDArray[np.uint8]:
+    """Decode one image to `[H, W, 3]` uint8 RGB, upright.
 
     EXIF rotation is applied; grey is replicated to three channels; palettes are expanded; transparency is dropped
     (the colour under it stays); 16-bit grey is scaled to 8 bits rather than clipped. Only the first frame is read.
 
     Args:
         source: a path, the bytes of a file, or an array `[H, W]`, `[H, W, 1]` or `[H, W, 3]` uint8.
+        by: who decodes.
 
     Raises:
-        InputError: no such file, empty file, not an image, truncated, or more than 100 megapixels.
+        InputError: no such file, empty file, not an image, truncated, more than 100 megapixels, or a format that only
+            Pillow reads where it is not installed.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _check_array(source)
     name, data = _read_bytes(source)
-    if not data:
-        raise InputError(f"{name}: empty file (0 bytes), expected an image", fix="name an image file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, stricter bound follows
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            size = f"{image.width}x{image.height} px"
-            raise InputError(f"{name}: got {size}, expected at most {MAX_IMAGE_PIXELS} pixels", fix="shrink the image")
-        image.load()
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))  # not exif_transpose: it writes the EXIF anew
-        upright = image.transpose(turn) if turn is not None else image
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: {error}", fix="shrink the image") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
-        raise InputError(f"{name}: not an image that Pillow can read", fix="name an image file") from error
-    return _to_rgb(upright)
+    if not _use_pillow(by):
+        from cspdeploy.core.pixels.decode import decode_image
+
+        return decode_image(data, name=name)
+    from cspdeploy.core.pixels.pillow import decode_with_pillow
+
+    return np.asarray(decode_with_pillow(data, name=name))
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """As `read_pixels`, to an RGB image of Pillow, which must be installed."""
+    _use_pillow("pillow")
+    from cspdeploy.core.pixels.pillow import array_to_image, decode_with_pillow
+
+    if isinstance(source, np.ndarray):
+        return array_to_image(_check_array(source))
+    name, data = _read_bytes(source)
+    return decode_with_pillow(data, name=name)
 
 
 def _read_bytes(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
     if isinstance(source, bytes):
-        return "image bytes", source
-    try:
-        return str(source), Path(source).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"{source}: {getattr(error, 'strerror', None) or error}", fix="name an image file") from error
+        name, data = "image bytes", source
+    else:
+        try:
+            name, data = str(source), Path(source).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{source}: {reason}", fix="name an image file") from error
+    if not data:
+        raise InputError(f"{name}: empty file (0 bytes), expected an image", fix="name an image file")
+    return name, data
 
 
-def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
+def _check_array(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     squeezed = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     colour = squeezed.ndim == 3 and squeezed.shape[2] == 3
     if array.dtype != np.uint8 or not (squeezed.ndim == 2 or colour) or 0 in array.shape:
         raise InputError(
             f"image array: got {array.dtype} {list(array.shape)}, expected uint8 [H, W], [H, W, 1] or [H, W, 3]"
         )
-    return Image.fromarray(np.ascontiguousarray(squeezed)).convert("RGB")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":  # Pillow's convert() clips at 255 instead of scaling
-        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    return squeezed if colour else np.repeat(squeezed[:, :, None], 3, axis=2)
 
 
 def resize_image(image: Image.Image, contract: Preprocess) -> npt.NDArray[np.uint8]:
-    """Resize and crop an RGB image: `[H, W, 3]` uint8, still RGB."""
+    """Resize and crop an RGB image of Pillow: `[H, W, 3]` uint8, still RGB.
+
+    Raises:
+        InputError: the image is too thin for the contract.
+    """
+    from cspdeploy.core.pixels.pillow import resize_with_pillow
+
+    fit = fit_image(contract, width=image.width, height=image.height)
     size = (contract.width_px, contract.height_px)
-    resampling = _FILTERS[contract.interpolation]
-    if contract.resize == "stretch":
-        return np.asarray(image.resize(size, resampling))
-    if contract.resize == "letterbox":
-        return _letterbox(image, size, resampling)
-    scale = max(
-        int(contract.width_px / contract.crop_pct) / image.width,
-        int(contract.height_px / contract.crop_pct) / image.height,
-    )
-    scaled = (max(size[0], round(image.width * scale)), max(size[1], round(image.height * scale)))
-    if scaled[0] * scaled[1] > MAX_IMAGE_PIXELS:
-        raise InputError(
-            f"image of {image.width}x{image.height} px: too thin, scaled it has {scaled[0]}x{scaled[1]} px"
-        )
-    if scaled != image.size:
-        image = image.resize(scaled, resampling)
-    # Rounds as torchvision's CenterCrop does, so that published accuracies hold.
-    left, top = round((image.width - size[0]) / 2), round((image.height - size[1]) / 2)
-    return np.asarray(image.crop((left, top, left + size[0], top + size[1])))
+    return resize_with_pillow(image, fit, size=size, interpolation=contract.interpolation)
 
 
-def _letterbox(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> npt.NDArray[np.uint8]:
-    """Darknet's letterbox_image: the longer side fits, the rest is grey. Sizes and offsets are cut to whole pixels."""
-    width, height = size
-    if width * image.height < height * image.width:
-        inner = (width, max(1, image.height * width // image.width))
-    else:
-        inner = (max(1, image.width * height // image.height), height)
-    canvas = Image.new("RGB", size, (LETTERBOX_GREY,) * 3)
-    canvas.paste(image.resize(inner, resampling), ((width - inner[0]) // 2, (height - inner[1]) // 2))
-    return np.asarray(canvas)
+def resize_pixels(
+    image_HWC: npt.NDArray[np.uint8], contract: Preprocess, *, by: Decoder = "auto"
+) -> npt.NDArray[np.uint8]:
+    """Resize and crop `[H, W, 3]` uint8 RGB to the contract's size. An image that has it already may come back itself.
+
+    Raises:
+        InputError: the image is too thin for the contract.
+    """
+    height, width = image_HWC.shape[:2]
+    fit = fit_image(contract, width=width, height=height)
+    size = (contract.width_px, contract.height_px)
+    if fit.scaled_px != (width, height) and _use_pillow(by):
+        from cspdeploy.core.pixels.pillow import array_to_image, resize_with_pillow
+
+        image = array_to_image(image_HWC)
+        return resize_with_pillow(image, fit, size=size, interpolation=contract.interpolation)
+    # The part of the scaled image that the window shows, and where in the window it lies.
+    left, top = max(0, fit.left_px), max(0, fit.top_px)
+    right, bottom = min(fit.scaled_px[0], fit.left_px + size[0]), min(fit.scaled_px[1], fit.top_px + size[1])
+    window = (left, top, right, bottom)
+    made = resample(image_HWC, fit.scaled_px, interpolation=contract.interpolation, window=window)
+    if (right - left, bottom - top) == size:
+        return made
+    canvas = np.full((size[1], size[0], 3), LETTERBOX_GREY, np.uint8)
+    canvas[top - fit.top_px : bottom - fit.top_px, left - fit.left_px : right - fit.left_px] = made
+    return canvas
 
 
 def normalise(images_NHWC: npt.NDArray[np.uint8], contract: Preprocess) -> npt.NDArray[np.float32]:
@@ -168,17 +197,33 @@ def normalise(images_NHWC: npt.NDArray[np.uint8], contract: Preprocess) -> npt.N
     std = np.asarray(contract.std, np.float64)
     gain = (1.0 / (255.0 * std)).astype(np.float32)
     offset = (-np.asarray(contract.mean, np.float64) / std).astype(np.float32)
-    x_NHWC = images_NHWC.astype(np.float32) * gain + offset
-    return np.ascontiguousarray(x_NHWC.transpose(0, 3, 1, 2))
+    num, height, width, _ = images_NHWC.shape
+    x_NCHW = np.empty((num, 3, height, width), np.float32)
+    for channel in range(3):  # plane by plane: numpy takes five times as long over an inner axis of 3
+        plane = x_NCHW[:, channel]
+        np.multiply(images_NHWC[..., channel], gain[channel], out=plane, dtype=np.float32, casting="unsafe")
+        plane += offset[channel]
+    return x_NCHW
 
 
-def preprocess(sources: Sequence[ImageSource] | Iterable[ImageSource], contract: Preprocess) -> npt.NDArray[np.float32]:
+def preprocess(
+    sources: Sequence[ImageSource] | Iterable[ImageSource], contract: Preprocess, *, by: Decoder = "auto"
+) -> npt.NDArray[np.float32]:
     """Images to the network's input, `[N, 3, H, W]` float32.
+
+    Args:
+        by: who decodes and resizes; the result is the same.
 
     Raises:
         InputError: an image cannot be read, or there is none.
     """
-    resized = [resize_image(load_image(source), contract) for source in sources]
+    resized = [_prepare(source, contract, by) for source in sources]
     if not resized:
         raise InputError("no image given, expected at least one")
     return normalise(np.stack(resized), contract)
+
+
+def _prepare(source: ImageSource, contract: Preprocess, by: Decoder) -> npt.NDArray[np.uint8]:
+    if isinstance(source, np.ndarray) or not _use_pillow(by):
+        return resize_pixels(read_pixels(source, by=by), contract, by=by)
+    return resize_image(load_image(source), contract)

@@ -51,7 +51,7 @@ def tolerance_for(precision: str, floor: float, *, output: str = "", num_quantis
     Args:
         floor: noise floor of this output, relative L2.
         output: its name.
-        num_quantised: of an INT8 graph, tensors that are stored in 8 bits: see `cspdeploy.check.quantised`.
+        num_quantised: of an INT8 graph, tensors that are stored in 8 bits: see `cspdeploy.core.quantised`.
 
     Raises:
         ValueError: a precision that has no model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -69,6 +70,10 @@ class Frontend:
     resize: bool = False
     top_k: int = 0
     max_difference: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0 or not 0 <= self.max_difference < math.inf:
+            raise ValueError(f"frontend: got top_k {self.top_k}, max_difference {self.max_difference}, expected >= 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

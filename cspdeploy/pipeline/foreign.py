@@ -14,6 +14,7 @@ from cspdeploy.check.audit import audit_onnx, declared_precision
 from cspdeploy.check.loose_file import describe, image_input, image_size
 from cspdeploy.check.reference import reference_of, run_contained
 from cspdeploy.check.subject import ONNX_FAMILY, Candidate, Subject, onnx_sha256
+from cspdeploy.core.card import ModelCard, read_card
 from cspdeploy.core.catalog import MAX_OPSET
 from cspdeploy.core.contracts import CHOICES, find_contract
 from cspdeploy.core.errors import InputError
@@ -35,6 +36,8 @@ __all__ = ["OnnxOrigin", "is_onnx"]
 
 ENGINE = "ort-cpu"
 FREE_BATCH = "N"
+CARD_LABELS = "none: those that the file says itself"
+"""Where class names come from; "none: " since there is no file of them."""
 NUM_COMPARED = 2
 """Images on which the copy is compared with the file: a wrong conversion shows on the first."""
 
@@ -48,7 +51,8 @@ class OnnxOrigin:
     """A float32 ONNX file with one image input `[N or 1, 3, H, W]`. Its input and outputs keep their names.
 
     Args:
-        preprocess: the contract of its images: a name of `cspdeploy.core.contracts`, or a JSON file.
+        preprocess: the contract of its images: a name of `cspdeploy.core.contracts`, or a JSON file; None: as the card
+            in the file says, if it has one.
         images: folder of real images.
         names: file of class names, one a line in the order of its one output `[N, C]`.
         size_px: height and width, of a file that leaves them free.
@@ -78,13 +82,14 @@ class OnnxOrigin:
         value = _require_network(model, dynamic_batch=dynamic_batch)
         self._path, self._operators, self._sha256 = path, operators, onnx_sha256(path)
         self.input_name, self.opset = value.name, _opset(model, opset, max_opset)
-        contract = _contract(path, value, preprocess, size_px)
+        self._card = read_card(model.metadata, name=path.name)
+        contract = _contract(path, value, preprocess, size_px, self._card)
         size = (contract.height_px, contract.width_px)
         self._names = tuple(output.name for output in model.graph.outputs)
         self.output_shapes: Mapping[str, tuple[int, ...]] = self._probe(size, dynamic_batch=dynamic_batch)
         _require_fp32(path, {self.input_name: np.zeros((1, 3, *size), np.float32)})
         self.spec = self._describe(contract, names)
-        self.labels, self.labels_origin = _labels(self.spec, names)
+        self.labels, self.labels_origin = _labels(self.spec, names, self._card)
         self.weights = ""
         self.images, self.images_origin = real_images(self.spec, None, images)
 
@@ -119,7 +124,9 @@ class OnnxOrigin:
             raise InputError(
                 f"--names {names}: its outputs {listed} are not one list of class scores", fix="leave out --names"
             )
-        task: Task = "classify" if one_row and (names or shapes[0] == (NUM_IMAGENET_CLASSES,)) else "features"
+        told = one_row and self._card is not None and self._card.task == "classify" and _fits(self._card, shapes[0])
+        known = names or told or (one_row and shapes[0] == (NUM_IMAGENET_CLASSES,))
+        task: Task = "classify" if one_row and known else "features"
         stem, promised = self._path.stem, declared_precision(self._path)
         if promised:  # each artifact has its own: the FP32 one of "x.int8.onnx" would be called what it is not
             stem = stem[: -len(promised) - 1]
@@ -129,7 +136,10 @@ class OnnxOrigin:
         return ModelSpec(
             name=name, network=NetworkSpec(family=ONNX_FAMILY, config={}), preprocess=contract, task=task,
             num_classes=shapes[0][0] if task == "classify" else 1, outputs=self._names,
-            provenance=Provenance(source="user", origin=self._path.name, weights_sha256=self._sha256),
+            provenance=Provenance(
+                source="random" if self._card is not None and self._card.provenance.untrained else "user",
+                origin=self._path.name, weights_sha256=self._sha256,
+            ),
         )  # fmt: skip
 
     def write_onnx(self, path: Path, x_NCHW: npt.NDArray[np.float32], *, dynamic_batch: bool) -> tuple[StepRecord, ...]:
@@ -155,6 +165,10 @@ class OnnxOrigin:
 
     def write_torchscript(self, path: Path, x_NCHW: npt.NDArray[np.float32]) -> StepRecord | None:
         """There is no network to trace."""
+        return None
+
+    def write_pt2(self, path: Path, x_NCHW: npt.NDArray[np.float32]) -> StepRecord | None:
+        """There is no network to export."""
         return None
 
     def reference(self, x_NCHW: npt.NDArray[np.float32]) -> tuple[Outputs64, Outputs32]:
@@ -222,8 +236,14 @@ def _opset(model: OnnxModel, wanted: int | None, cap: int | None) -> int:
     return own
 
 
-def _contract(path: Path, value: Value, given: str | None, size_px: tuple[int, int] | None) -> Preprocess:
-    if given is None:
+def _fits(card: ModelCard, shape: tuple[int, ...]) -> bool:
+    return shape == (len(card.labels),)
+
+
+def _contract(
+    path: Path, value: Value, given: str | None, size_px: tuple[int, int] | None, card: ModelCard | None
+) -> Preprocess:
+    if given is None and card is None:
         raise InputError(
             f"{path}: how its images are prepared is never guessed, expected --preprocess",
             fix=f"--preprocess {CHOICES} with its contract",
@@ -235,10 +255,15 @@ def _contract(path: Path, value: Value, given: str | None, size_px: tuple[int, i
         if not fits:
             asked = f"{size_px[0]}x{size_px[1]}"
             raise InputError(f"--size {asked}: input {describe(value)} has its size built in", fix="leave out --size")
-    return find_contract(given, size_px=size_px or own)
+    if given is None and card is not None:
+        contract = card.preprocess
+        return contract.with_size(*(size_px or own or (contract.height_px, contract.width_px)))
+    return find_contract(given or "", size_px=size_px or own)
 
 
-def _labels(spec: ModelSpec, names: Path | None) -> tuple[tuple[str, ...], str]:
+def _labels(spec: ModelSpec, names: Path | None, card: ModelCard | None) -> tuple[tuple[str, ...], str]:
     if names is not None:
         return read_labels(names, num_classes=spec.num_classes), str(names)
+    if spec.task == "classify" and card is not None and _fits(card, (spec.num_classes,)):
+        return card.labels, CARD_LABELS
     return default_labels(spec) if spec.task == "classify" else (("class 0",), "none: its outputs are not classes")

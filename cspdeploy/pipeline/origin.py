@@ -20,6 +20,7 @@ from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import StepRecord
 from cspdeploy.export.decompose import decompose
 from cspdeploy.export.onnx import export_onnx
+from cspdeploy.export.pt2 import export_pt2
 from cspdeploy.export.reference import compute_reference
 from cspdeploy.export.rewrite import write_model
 from cspdeploy.export.torchscript import export_torchscript
@@ -60,6 +61,10 @@ class Origin(Protocol):
 
     def write_torchscript(self, path: Path, x_NCHW: npt.NDArray[np.float32]) -> StepRecord | None:
         """Write a TorchScript file; None where the model has no such form."""
+        ...
+
+    def write_pt2(self, path: Path, x_NCHW: npt.NDArray[np.float32]) -> StepRecord | None:
+        """Write the program of `torch.export`; None where the model has no such form."""
         ...
 
     def reference(self, x_NCHW: npt.NDArray[np.float32]) -> tuple[Outputs64, Outputs32]:
@@ -104,6 +109,10 @@ class TorchOrigin:
     def write_torchscript(self, path: Path, x_NCHW: npt.NDArray[np.float32]) -> StepRecord | None:
         """Traced and frozen."""
         return export_torchscript(self._model, torch.from_numpy(x_NCHW[:1]), path)
+
+    def write_pt2(self, path: Path, x_NCHW: npt.NDArray[np.float32]) -> StepRecord | None:
+        """By `torch.export`, the batch free."""
+        return export_pt2(self._model, torch.from_numpy(x_NCHW[:1]), path)
 
     def reference(self, x_NCHW: npt.NDArray[np.float32]) -> tuple[Outputs64, Outputs32]:
         """By PyTorch."""

@@ -203,6 +203,7 @@ def _common_kinds(a: Prepared, b: Prepared, runtime: Runtime) -> list[str]:
         kind
         for kind, artifact in ours.items()
         if kind in theirs
+        and artifact.frontend is None  # their input is another one
         and runtime.reads(format_=artifact.format, precision=artifact.precision)
         and artifact.precision not in runtime.notes
     ]

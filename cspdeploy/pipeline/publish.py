@@ -1,4 +1,4 @@
-"""report.html of a bundle: what was verified, with the error along the layers, as a page."""
+"""report.html of a bundle: what was verified, with the error along the layers, as a page; timings.json beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from cspdeploy.core.bundle import BUNDLE, disk_errors, read_manifest
 from cspdeploy.core.env import describe_environment
 from cspdeploy.core.golden import GOLDEN_FILE, read_golden
+from cspdeploy.core.timings import timings_of, write_timings
 from cspdeploy.core.types import Artifact, LayerCurve, Manifest, VerifyReport
 from cspdeploy.report.html import bundle_rows, write_report
 
@@ -26,7 +27,7 @@ def publish_report(
     layers: bool = True,
     progress: Progress = lambda what, done, total: None,
 ) -> Path:
-    """Write `report.html` into a bundle.
+    """Write `report.html` into a bundle, and `timings.json` with the latencies of the report, if it has any.
 
     Args:
         report: of `verify`; None for a bundle that nobody verified, of which the page says so.
@@ -49,7 +50,16 @@ def publish_report(
         found = dataclasses.replace(report, warnings=(*report.warnings, *warnings))
     progress("report", len(manifest.artifacts), len(manifest.artifacts))
     with disk_errors(folder, kind=BUNDLE):
+        if report is not None:
+            rows = bundle_rows(report, folder)
+            write_timings(folder, timings_of(rows, environment=report.environment, batches=_batches(manifest)))
         return write_report(folder, manifest=manifest, golden=golden, report=found, curves=curves)
+
+
+def _batches(manifest: Manifest) -> dict[str, int]:
+    """Images a call of those artifacts that take more than one, as `verify` times them."""
+    sizes = {artifact.kind: artifact.inputs[0].shape[0] for artifact in manifest.artifacts}
+    return {kind: size for kind, size in sizes.items() if isinstance(size, int)}
 
 
 def _curves(
@@ -59,7 +69,7 @@ def _curves(
     untraceable = {row.artifact for row in bundle_rows(report, folder) if row.verdict in _NOT_TRACEABLE}
     curves, warnings = [], []
     for i, artifact in enumerate(manifest.artifacts):
-        if artifact.format != "onnx" or artifact.kind in untraceable:
+        if artifact.format != "onnx" or artifact.frontend is not None or artifact.kind in untraceable:
             continue
         progress(f"error along the layers of {artifact.kind}", i, len(manifest.artifacts))
         try:

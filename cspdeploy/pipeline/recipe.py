@@ -22,9 +22,12 @@ from cspdeploy.core.golden import GOLDEN_FILE, Golden, num_golden_images, write_
 from cspdeploy.core.model_folder import LABELS_FILE, write_text
 from cspdeploy.core.onnx_graph import DEFAULT_DOMAIN, read_onnx
 from cspdeploy.core.targets import Target
-from cspdeploy.core.types import Artifact, Manifest, StepRecord, TensorInfo
+from cspdeploy.core.types import Artifact, Frontend, Manifest, StepRecord, TensorInfo
 from cspdeploy.export.simplify import start_simplify
+from cspdeploy.pipeline.also_step import extend_artifacts, write_config
+from cspdeploy.pipeline.cards import stamp_cards
 from cspdeploy.pipeline.foreign import OnnxOrigin, is_onnx
+from cspdeploy.pipeline.frontend_step import FrontendStep, frontend_refusal
 from cspdeploy.pipeline.graph_steps import cap_ir_version, half_step, rewrite_step
 from cspdeploy.pipeline.images import prepare
 from cspdeploy.pipeline.int8_step import Int8Request, Int8Step, refusal
@@ -56,6 +59,10 @@ class ExportRequest:
     fp16: bool = False
     int8: Int8Request | None = None
     """None: no INT8 file."""
+    also: tuple[str, ...] = ()
+    """Further forms, of `cspdeploy.pipeline.also_step.ALSO`."""
+    frontend: Frontend | None = None
+    """Preprocessing in the graph of further files, beside those without; None: no such files."""
     opset: int | None = None
     """None: the default, an ONNX file's own, or the highest that the target takes."""
     dynamic_batch: bool = False
@@ -69,6 +76,8 @@ class ExportRequest:
             )
         if self.strides and not self.features:
             raise InputError("--strides: are of feature maps", fix="add --features")
+        if self.features and self.frontend is not None and self.frontend.top_k:
+            raise InputError("--embed-topk: is of classes, --features gives none", fix="leave out --embed-topk")
         if not is_onnx(self.model):
             if self.preprocess is not None:
                 raise InputError(
@@ -76,7 +85,8 @@ class ExportRequest:
                     fix="leave it out",
                 )
             return
-        given = {"--weights": self.weights, "--features": self.features or None}
+        pt2 = True if "pt2" in self.also else None
+        given = {"--weights": self.weights, "--features": self.features or None, "--also pt2": pt2}
         for option in (name for name, value in given.items() if value is not None):
             raise InputError(f"{option}: is of networks that are built here, {self.model} is one already",
                              fix=f"leave out {option}")  # fmt: skip
@@ -93,6 +103,11 @@ class ExportReport:
     def refused_int8(self) -> str:
         """Why there is no INT8 file although one was asked for, in one sentence; empty otherwise."""
         return refusal(tuple(step for artifact in self.manifest.artifacts for step in artifact.steps))
+
+    @property
+    def refused_frontend(self) -> str:
+        """The same of preprocessing in the graph."""
+        return frontend_refusal(tuple(step for artifact in self.manifest.artifacts for step in artifact.steps))
 
 
 def export_bundle(request: ExportRequest, *, progress: Progress = lambda what, done, total: None) -> ExportReport:
@@ -144,6 +159,8 @@ class _Export:
         picks = np.unique(np.linspace(0, len(origin.images) - 1, 2 * num).astype(np.int64))
         self._golden_images = origin.images[picks[::2]]
         self._int8 = self._open_int8(picks[::2])
+        asked = request.frontend
+        self._frontend = FrontendStep(asked, self._spec, opset=origin.opset) if asked is not None else None
         self._x_golden = prepare(self._golden_images, self._spec)
         self._x_probe = prepare(origin.images[picks[1::2]], self._spec) if len(picks) > 1 else self._x_golden
 
@@ -170,10 +187,11 @@ class _Export:
             require_accepted(files, self._target)
         write_text(self._staging / LABELS_FILE, "\n".join(self._origin.labels) + "\n")
         records = tuple(file_record(self._staging / name) for name in (GOLDEN_FILE, LABELS_FILE))
-        manifest = Manifest(
+        records += write_config(self._staging, artifacts)
+        manifest = stamp_cards(self._staging, Manifest(
             spec=self._spec, labels=self._origin.labels, artifacts=tuple(artifacts), files=records,
             options=self._options(), tools=tool_versions(),
-        )  # fmt: skip
+        ))  # fmt: skip
         write_manifest(self._staging, manifest)
         return manifest
 
@@ -185,7 +203,8 @@ class _Export:
             "features": request.features, "strides": list(request.strides),
             "labels": self._origin.labels_origin, "size_px": size, "fp16": request.fp16,
             "opset": self._origin.opset, "dynamic_batch": request.dynamic_batch, "preprocess": request.preprocess,
-            "target": self._target_name, "int8": to_json(request.int8),
+            "target": self._target_name, "int8": to_json(request.int8), "frontend": to_json(request.frontend),
+            "also": list(request.also),
         }  # fmt: skip
 
     def _artifacts(self) -> list[Artifact]:
@@ -210,12 +229,24 @@ class _Export:
         if self._target is not None and self._target.max_ir is not None:
             cap_ir_version(self._path("onnx"), self._target.max_ir)
         converted = {"onnx-fp16": self._convert_fp16(), **self._quantise()}
+        if self._frontend is not None:
+            self._progress("preprocessing in the graph", 5, 6)
+            self._frontend.measure(self._golden_images, self._x_golden, floats=self._path("onnx"), work=work)
         shutil.rmtree(work)
         made = {kind: step for kind, step in converted.items() if step is not None and step.outcome == "done"}
         refused = (step for step in converted.values() if step is not None and step.outcome == "kept")
         artifacts = [self._artifact("torchscript", (traced,))] if traced is not None else []
         artifacts.append(self._artifact("onnx", (*steps, *refused)))
-        return artifacts + [self._artifact(kind, (*steps, step)) for kind, step in made.items()]
+        artifacts += [self._artifact(kind, (*steps, step)) for kind, step in made.items()]
+        frontend = self._frontend
+        if frontend is not None:
+            artifacts = frontend.extend(artifacts, path=self._path, describe=self._artifact)
+        if self._request.also:
+            self._progress(f"{', '.join(self._request.also)} files", 5, 6)
+        return extend_artifacts(
+            artifacts, self._request.also, path=self._path, describe=self._artifact,
+            write_pt2=lambda path: self._origin.write_pt2(path, self._x_golden),
+        )  # fmt: skip
 
     def _convert_fp16(self) -> StepRecord | None:
         """None where it is not asked for."""
@@ -250,8 +281,9 @@ class _Export:
 
     def _artifact(self, kind: str, steps: tuple[StepRecord, ...]) -> Artifact:
         described, record = ARTIFACT_KINDS[kind], file_record(self._path(kind))
-        # TorchScript leaves the batch free whatever it was traced with.
-        batch: int | str = "N" if self._request.dynamic_batch or described.format == "torchscript" else 1
+        # PyTorch's formats leave the batch free whatever they were traced with.
+        free = self._request.dynamic_batch or described.format in ("torchscript", "pt2")
+        batch: int | str = "N" if free else 1
         contract = self._spec.preprocess
         taken = TensorInfo(
             name=self._origin.input_name, dtype="float32", shape=(batch, 3, contract.height_px, contract.width_px)

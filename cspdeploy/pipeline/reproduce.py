@@ -18,7 +18,7 @@ from cspdeploy.core.datasets import FASHION_MNIST
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import WEIGHTS_FILE
 from cspdeploy.core.preprocess import list_images
-from cspdeploy.core.types import Artifact, Manifest
+from cspdeploy.core.types import Artifact, Frontend, Manifest
 from cspdeploy.pipeline.int8_step import Int8Request
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 from cspdeploy.pipeline.weights import RANDOM_WEIGHTS
@@ -106,7 +106,7 @@ def _request(folder: Path, manifest: Manifest, models: Path) -> ExportRequest:
         "model": _model(options, manifest, missing), "models": models,
         "weights": _weights(options, folder, manifest, models, missing),
         "calibration": _images(options, folder, missing), "names": _names(options, manifest, missing),
-        "int8": _int8(options, missing),
+        "int8": _int8(options, missing), "frontend": _frontend(options),
     }  # fmt: skip
     _require_trained_plan(manifest, models, missing)
     if missing:
@@ -195,6 +195,12 @@ def _int8(options: dict[str, Any], missing: list[str]) -> Int8Request | None:
     if request.labelled not in (None, FASHION_MNIST) and not Path(request.labelled).is_dir():
         missing.append(f"the labelled images {request.labelled}")
     return request
+
+
+def _frontend(options: dict[str, Any]) -> Frontend | None:
+    """None in bundles without, and in those of versions that did not know it."""
+    recorded = options.get("frontend")
+    return None if recorded is None else from_json(Frontend, recorded, where="$.options.frontend")
 
 
 def _require_trained_plan(manifest: Manifest, models: Path, missing: list[str]) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from cspdeploy.report.card import card_lines
 from cspdeploy.report.tables import compact_table, format_bytes
 
 __all__ = ["render_diagnosis", "render_inspection", "render_listing"]
 
+MAX_METADATA = 400
+"""Characters of a value that are shown: some are tables in base64, and --json has all."""
 _TENTH_OF_A_MILLION = 100_000
 
 
@@ -39,8 +42,10 @@ def render_inspection(found: Any) -> RenderableType:
         values = f"{weight.num_values:,} value{'s' if weight.num_values > 1 else ''} in {tensors} ({share})"
         table.add_row("weights", f"{weight.dtype}: {values}")
     table.add_row("external data", ", ".join(found.external_data) or "none")
+    for name, text in [*card_lines(found.card), *([("card", found.card_problem)] if found.card_problem else [])]:
+        table.add_row(name, text)
     for key, value in found.metadata.items():
-        table.add_row(f"metadata {key}", value)
+        table.add_row(f"metadata {key}", value if len(value) <= MAX_METADATA else f"{value[:MAX_METADATA]} ...")
     if not audit.declared:
         return table
     verdict = (

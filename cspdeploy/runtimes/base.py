@@ -44,8 +44,10 @@ class ProfiledNode:
 class Session(Protocol):
     """An artifact, loaded and ready on its device."""
 
-    placement: dict[str, int]
-    """Nodes on each provider, after the engine's own optimisation; empty where the engine does not tell."""
+    @property
+    def placement(self) -> Mapping[str, int]:
+        """Nodes on each provider, after the engine's own optimisation; empty where the engine does not tell."""
+        ...
 
     @property
     def nodes(self) -> tuple[PlacedNode, ...]:
@@ -67,6 +69,7 @@ class SessionRequest:
 
     Attributes:
         path: the artifact, or the weights file for the eager network.
+        data: its content where it is no file of its own but lies in an archive, for engines that take bytes.
         outputs: names of the outputs, which PyTorch modules do not carry.
         spec: needed for the eager network alone.
         tf32: on CUDA, let float32 products be rounded to TF32: for speed runs, never for a verdict.
@@ -78,6 +81,7 @@ class SessionRequest:
     """
 
     path: Path
+    data: bytes | None = None
     outputs: tuple[str, ...] = (OUTPUT_NAME,)
     spec: ModelSpec | None = None
     tf32: bool = False
@@ -101,6 +105,8 @@ class Runtime:
         modules: what a program imports before it can open a session; a cold start counts their import.
         probe: computes something small on the device, to prove that it works; raises what goes wrong.
         open: opens a session.
+        takes_bytes: it opens what has no path of its own (`SessionRequest.data`).
+        concurrent: `run` of one session may be called by several threads at once.
 
     `open` raises `InputError` for an artifact that it cannot read and `RuntimeUnavailableError` where the device
     asked for did not take the work.
@@ -118,6 +124,8 @@ class Runtime:
     role: Literal["engine", "reference"] = "engine"
     """engine: a rung of the ladder. reference: computes what others are judged by, and is no rung itself."""
     modules: tuple[str, ...] = ()
+    takes_bytes: bool = False
+    concurrent: bool = False
     optional: bool = False
     """Of an engine that few have: where it is not installed nothing is said of it unless it is asked for."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import platform
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -13,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cspdeploy.core.errors import CspDeployError, InputError, RuntimeUnavailableError
-from cspdeploy.core.onnx_file import check_external_data
-from cspdeploy.core.onnx_graph import read_onnx, walk_nodes
 from cspdeploy.core.types import PlacedNode
 from cspdeploy.runtimes.base import Feeds, Outputs, ProfiledNode, Runtime, SessionRequest
-from cspdeploy.runtimes.ort_profile import read_profile
+from cspdeploy.runtimes.ort_open import refusal, require_openable, session_options
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -35,10 +34,10 @@ _DTYPES = {
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,
 }  # fmt: skip
 
-MAX_REASON = 240
-"""Characters of the engine's own message that an error shows."""
-
 _CPU_NOTES = {"fp16": "computed in FP32 on the CPU: says nothing of FP16 arithmetic, see the row of fp16-rounding"}
+_HALF_MACHINES = ("aarch64", "arm64")
+"""Where ONNX Runtime has FP16 kernels of its own: under emulation an FP16 network is 2.5 times as far from FP64 as on
+x86, where it is computed in float32."""
 
 
 # y = x + x, opset 13: `float[1] x -> float[1] y`, as the onnx package writes it.
@@ -71,7 +70,7 @@ class OrtSession:
 
         if cuda_graph and provider != CUDA:
             raise InputError(f"a CUDA graph was asked for on {provider}", fix="--runtime ort-cuda")
-        options = _session_options(optimise=optimise, num_threads=num_threads, profile=profile)
+        options = session_options(optimise=optimise, num_threads=num_threads, profile=profile)
         cuda = CUDA_OPTIONS | {"use_tf32": str(int(tf32)), "enable_cuda_graph": str(int(cuda_graph))}
         self._providers: list[Any] = [CPU] if provider == CPU else [(provider, cuda), CPU]
         self._source = model if isinstance(model, bytes) else str(model)
@@ -86,10 +85,22 @@ class OrtSession:
             value.name: tuple(value.shape) for value in self._session.get_inputs()
         }
         self.outputs = [value.name for value in self._session.get_outputs()]
-        self._assigned = _read_assignment(self._session)
-        self.placement = dict(sorted(Counter(node.provider for node in self._assigned).items()))
         if provider == CUDA and self.placement and not self.placement.get(CUDA):
             raise RuntimeUnavailableError(f"asked for {CUDA}, which took no node", fix="cspdeploy doctor")
+
+    @property
+    def provider(self) -> str:
+        """The one that was asked for, and that the session has."""
+        return self._provider
+
+    @functools.cached_property
+    def _assigned(self) -> tuple[PlacedNode, ...]:
+        return _read_assignment(self._session)
+
+    @functools.cached_property
+    def placement(self) -> dict[str, int]:
+        """Nodes on each provider; empty where the engine does not tell."""
+        return dict(sorted(Counter(node.provider for node in self._assigned).items()))
 
     @property
     def nodes(self) -> tuple[PlacedNode, ...]:
@@ -110,7 +121,7 @@ class OrtSession:
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "optimised.onnx"
-            options = _session_options(optimise=self._optimise)
+            options = session_options(optimise=self._optimise)
             options.optimized_model_filepath = str(path)
             # Weights beside it, so that a model of any size can be written.
             options.add_session_config_entry(
@@ -179,6 +190,8 @@ class OrtSession:
         Raises:
             InputError: the session was opened without a profile, or has not run.
         """
+        from cspdeploy.runtimes.ort_profile import read_profile
+
         name = self._session.end_profiling()
         if not name:
             raise InputError("the session was opened without a profile")
@@ -187,23 +200,6 @@ class OrtSession:
             return read_profile(path)
         finally:
             path.unlink(missing_ok=True)
-
-
-def _session_options(
-    *, optimise: bool, num_threads: int = 0, profile: Path | None = None
-) -> onnxruntime.SessionOptions:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    options.intra_op_num_threads = num_threads
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile / "onnxruntime")
-    return options
 
 
 def _read_assignment(session: onnxruntime.InferenceSession) -> tuple[PlacedNode, ...]:
@@ -225,6 +221,8 @@ def find_copies(path: Path, *, provider: str) -> tuple[PlacedNode, ...]:
     Raises:
         InputError: not an ONNX file.
     """
+    from cspdeploy.core.onnx_graph import read_onnx, walk_nodes
+
     return tuple(
         PlacedNode(provider=provider, node=node.name, operator=node.operator)
         for node in walk_nodes(read_onnx(path).graph)
@@ -249,26 +247,22 @@ def _missing(provider: str) -> tuple[str, str] | None:
 
 
 def _open(provider: str, request: SessionRequest) -> OrtSession:
-    check_external_data(request.path)
+    require_openable(request)
     if provider == CUDA:
         import onnxruntime
 
         if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and later
             onnxruntime.preload_dlls()  # CUDA and cuDNN from the Python packages, where they are installed
+    model = request.path if request.data is None else request.data
     try:
         return OrtSession(
-            request.path, provider=provider, optimise=request.optimise, tf32=request.tf32,
+            model, provider=provider, optimise=request.optimise, tf32=request.tf32,
             num_threads=request.num_threads, profile=request.profile, cuda_graph=request.cuda_graph,
         )  # fmt: skip
     except CspDeployError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
-        # What is wrong stands last, after the engine's own code and file: the start of a long message is of no use.
-        told = " ".join(str(error).split())
-        reason = told if len(told) <= MAX_REASON else f"...{told[-MAX_REASON:]}"
-        raise InputError(
-            f"{request.path}: ONNX Runtime cannot open it ({reason})", fix=f"cspdeploy check {request.path}"
-        ) from error
+        raise refusal(error, request) from error
 
 
 def _probe(provider: str) -> None:
@@ -289,11 +283,12 @@ def open_cpu_session(path: Path) -> OrtSession:
 
 RUNTIMES = tuple(
     Runtime(
-        name=name, device=device, formats=frozenset({"onnx"}), precisions=frozenset({"fp32", "fp16", "int8"}),
+        name=name, device=device, formats=frozenset({"onnx", "ort"}), precisions=frozenset({"fp32", "fp16", "int8"}),
         timed=True,
-        notes=_CPU_NOTES if provider == CPU else {}, missing=functools.partial(_missing, provider),
+        notes=_CPU_NOTES if provider == CPU and platform.machine() not in _HALF_MACHINES else {},
+        missing=functools.partial(_missing, provider),
         probe=functools.partial(_probe, provider),
-        open=functools.partial(_open, provider), modules=("onnxruntime",),
+        open=functools.partial(_open, provider), modules=("onnxruntime",), takes_bytes=True, concurrent=True,
     )
     for name, device, provider in (("ort-cpu", "cpu", CPU), ("ort-cuda", "cuda", CUDA))
 )  # fmt: skip

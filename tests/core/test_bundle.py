@@ -13,6 +13,8 @@ import cspdeploy
 from cspdeploy.core.bundle import (
     BUNDLE,
     MODEL_FOLDER,
+    SIGNATURE_FILE,
+    TIMINGS_FILE,
     FolderKind,
     check_hashes,
     disk_errors,
@@ -24,6 +26,7 @@ from cspdeploy.core.bundle import (
     write_manifest,
 )  # fmt: skip
 from cspdeploy.core.errors import InputError, TamperedError
+from cspdeploy.core.model_folder import SPEC_FILE
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import Artifact, Manifest, TensorInfo
 
@@ -304,6 +307,24 @@ def test_report_is_whatever_it_is(bundle: Path, kind: str) -> None:
     check_hashes(bundle, read_manifest(bundle))
 
 
+@pytest.mark.parametrize("name", [TIMINGS_FILE, SIGNATURE_FILE])
+def test_timings_and_signature_lie_there_without_a_hash(bundle: Path, name: str) -> None:
+    (bundle / name).write_bytes(b"whatever")
+    check_hashes(bundle, read_manifest(bundle))
+
+
+def test_chosen_files_alone_are_hashed(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    first, second = list(FILES)[:2]
+    (bundle / first).write_bytes(b"changed")
+    check_hashes(bundle, manifest, only={second})
+    with pytest.raises(TamperedError, match=first.replace(".", r"\.")):
+        check_hashes(bundle, manifest, only={first})
+    (bundle / "strange.bin").touch()
+    with pytest.raises(InputError, match=r"strange\.bin"):
+        check_hashes(bundle, manifest, only={second})
+
+
 def test_hidden_leftovers_are_no_harm(bundle: Path) -> None:
     (bundle / ".DS_Store").write_bytes(b"left by a desktop")
     (bundle / ".nfs0001").write_bytes(b"left by a file system")
@@ -360,3 +381,8 @@ def test_errors_of_a_disk_are_one_line(tmp_path: Path, number: int, kind: Folder
     with pytest.raises(InputError, match="cannot be written") as caught, disk_errors(tmp_path, kind=kind):
         raise OSError(number, "no")
     assert caught.value.fix == fix
+
+
+def test_a_model_folder_is_known_by_its_description() -> None:
+    """Spelt out in `core.bundle`, which devices import and which therefore does without `core.model_folder`."""
+    assert MODEL_FOLDER.marker == SPEC_FILE

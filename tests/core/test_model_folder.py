@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.json_file import MAX_JSON_BYTES
 from cspdeploy.core.model_folder import (
-    MAX_JSON_BYTES,
     read_calibration,
     read_json,
     read_labels,

@@ -8,6 +8,7 @@ import pytest
 
 from cspdeploy.core.bundle import check_hashes, read_manifest
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.timings import read_timings
 from cspdeploy.core.types import ParityRow, VerifyReport
 from cspdeploy.pipeline.publish import publish_report
 
@@ -79,6 +80,24 @@ def test_the_page_changes_nothing_that_the_manifest_describes(bundle: Path) -> N
     publish_report(bundle, _report(bundle), layers=False)
     assert (bundle / "report.html").read_bytes() != first
     check_hashes(bundle, read_manifest(bundle))
+
+
+def test_what_verify_timed_lies_beside_the_page(bundle: Path) -> None:
+    """For a device to compare itself with. A report without timings takes them away: they were of other files."""
+    good = _report(bundle)
+    row = dataclasses.replace(good.rows[0], p50_ms=3.5)
+    other = dataclasses.replace(row, bundle="another", p50_ms=7.0)
+    publish_report(bundle, dataclasses.replace(good, rows=(row, other)), layers=False)
+    found, remark = read_timings(bundle)
+    assert remark == ""
+    assert found is not None
+    assert found.machine == "a CPU"
+    assert [(one.artifact, one.runtime, one.p50_ms) for one in found.rows] == [("onnx", "ort-cpu", 3.5)]
+    check_hashes(bundle, read_manifest(bundle))
+    publish_report(bundle)  # verified nothing, and so says nothing of the timings
+    assert read_timings(bundle)[0] == found
+    publish_report(bundle, good, layers=False)
+    assert not (bundle / "timings.json").exists()
 
 
 def test_a_failure_is_on_the_page(bundle: Path) -> None:

@@ -92,7 +92,7 @@ def test_bundle_is_flat_and_holds_what_its_manifest_names(tiny_bundle: Path) -> 
 def test_facts_of_the_manifest(tiny_bundle: Path, tiny_models: Path, tiny_spec: ModelSpec) -> None:
     manifest = read_manifest(tiny_bundle)
     weights = tiny_models / "tiny" / "model.safetensors"
-    assert manifest.schema_version == 2
+    assert manifest.schema_version == 3
     assert manifest.spec.network == tiny_spec.network
     assert manifest.spec.preprocess == tiny_spec.preprocess
     assert (manifest.spec.name, manifest.spec.provenance.source) == ("tiny", "user")
@@ -105,7 +105,7 @@ def test_facts_of_the_manifest(tiny_bundle: Path, tiny_models: Path, tiny_spec: 
         "model": "tiny", "weights": str(weights), "size_px": [32, 32], "features": False, "strides": [],
         "labels": str(tiny_models / "tiny" / "labels.txt"),
         "fp16": True, "opset": 18,
-        "dynamic_batch": False, "preprocess": None, "target": None, "int8": None,
+        "dynamic_batch": False, "preprocess": None, "target": None, "int8": None, "frontend": None,
         "images": f"{tiny_models / 'tiny' / 'calibration.npz'} ({digest})",
     }  # fmt: skip
 

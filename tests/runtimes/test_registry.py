@@ -32,8 +32,8 @@ def fresh_registry() -> Iterator[None]:
 
 def test_names_and_devices() -> None:
     assert set(all_runtimes()) == {
-        "torch-cpu", "torch-cuda", "torchscript-cpu", "torchscript-cuda", "ort-cpu", "ort-cuda", "fp16-rounding",
-        "onnx-fp64", "openvino",
+        "torch-cpu", "torch-cuda", "torchscript-cpu", "torchscript-cuda", "pt2-cpu", "pt2-cuda", "ort-cpu", "ort-cuda",
+        "fp16-rounding", "onnx-fp64", "openvino",
     }  # fmt: skip
     for name, runtime in all_runtimes().items():
         assert runtime.name == name
@@ -49,7 +49,7 @@ def test_cpu_comes_first() -> None:
 def test_every_file_with_an_engine_is_found() -> None:
     folder = Path(cspdeploy.runtimes.__file__).parent
     files = [path.stem for path in folder.glob("*.py") if "\nRUNTIMES = " in path.read_text()]
-    assert sorted(files) == ["eager", "fp16_rounding", "onnx_fp64", "openvino", "ort", "torchscript"]
+    assert sorted(files) == ["eager", "fp16_rounding", "onnx_fp64", "openvino", "ort", "pt2", "torchscript"]
     defined = [runtime for name in files for runtime in importlib.import_module(f"cspdeploy.runtimes.{name}").RUNTIMES]
     assert len(defined) == len(all_runtimes())
     for runtime in defined:
@@ -103,3 +103,16 @@ def test_runtime_reads_its_own_formats_and_precisions() -> None:
     assert not ort.reads(format_="torchscript", precision="fp32")
     assert not rounding.reads(format_="onnx", precision="fp32")
     assert not eager.reads(format_="onnx", precision="fp32")
+
+
+@pytest.mark.usefixtures("fresh_registry")
+@pytest.mark.parametrize("name", ["ort-cpu", "openvino", "torch-cpu", "fp16-rounding"])
+def test_one_runtime_reads_no_other_file_where_its_name_tells(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cold start pays for every file that is read; "torch-cpu" is the one whose file is called otherwise."""
+    read: list[str] = []
+    defines = cspdeploy.runtimes._defines_runtimes
+    monkeypatch.setattr(
+        cspdeploy.runtimes, "_defines_runtimes", lambda module: (read.append(module), defines(module))[1]
+    )
+    assert require_runtime(name) is not None
+    assert (len(read) == 1) is (name != "torch-cpu")

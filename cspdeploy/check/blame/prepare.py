@@ -26,7 +26,7 @@ from cspdeploy.check.blame.scaled import in_scale_of
 from cspdeploy.check.loose_file import file_subject
 from cspdeploy.check.subject import Subject, bundle_subject
 from cspdeploy.core.bundle import MANIFEST_FILE, read_manifest
-from cspdeploy.core.catalog import EAGER
+from cspdeploy.core.catalog import ARTIFACT_KINDS, EAGER
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.tolerance import tolerance_for
 from cspdeploy.core.trace import TraceSource
@@ -96,6 +96,7 @@ def prepare(request: BlameRequest, *, folder: Path) -> Prepared:
         TamperedError: a file of a bundle is not that of its manifest.
     """
     subject = _subject_of(request.artifact)
+    _require_floats(request.artifact, subject)
     named = _named_in(subject, request.artifact) or name_file(request.artifact)
     runtime = choose_runtime(named, request.runtime)
     origin, theirs, notes = _origin(request, named, subject, folder=folder)
@@ -128,6 +129,20 @@ def _subject_of(path: Path) -> Subject | None:
     except InputError:
         return None
     return bundle_subject(folder) if path.name in listed else None
+
+
+def _require_floats(path: Path, subject: Subject | None) -> None:
+    """A file with preprocessing in its graph has the nodes of the one without, and other inputs than the reference."""
+    candidates = subject.candidates if subject else ()
+    asked = next((made for made in candidates if made.path.name == path.name and made.frontend is not None), None)
+    if asked is None:
+        return
+    kind = ARTIFACT_KINDS.get(asked.artifact)
+    plain = next((made.path for made in candidates if kind and made.artifact == kind.frontend_of), None)
+    raise InputError(
+        f"{path}: has preprocessing in its graph" + (f", and behind it the nodes of {plain.name}" if plain else ""),
+        fix=f"cspdeploy blame {plain or 'a file that takes floats'}",
+    )
 
 
 def _named_in(subject: Subject | None, path: Path) -> Named | None:

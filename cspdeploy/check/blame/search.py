@@ -23,8 +23,8 @@ from cspdeploy.check.blame.operators import hands_on
 from cspdeploy.check.blame.prepare import BlameRequest, Prepared, prepare
 from cspdeploy.check.blame.reference import Reference, trace_reference, trace_side
 from cspdeploy.check.blame.sketch import distance
-from cspdeploy.check.quantised import count_quantised
 from cspdeploy.core.metrics import sqnr_db
+from cspdeploy.core.quantised import count_quantised
 from cspdeploy.core.trace import TraceSource
 from cspdeploy.core.types import LayerCurve, LayerError
 from cspdeploy.runtimes.ort_graph import write_optimised

@@ -154,12 +154,26 @@ def _use(manifest: Manifest, rows: Sequence[ParityRow]) -> _Section | None:
     artifact = _recommended(manifest, rows)
     if artifact is None:
         return None
-    others = [made.file for made in manifest.artifacts if made.format == "onnx" and made != artifact]
+    alike = [made for made in manifest.artifacts if made.format == "onnx" and made.inputs == artifact.inputs]
+    others = [made.file for made in alike if made != artifact]
     same = join(" takes the same input and gives the same output." if len(others) == 1 else
                 " take the same input and give the same output.")  # fmt: skip
     said = tag("p", "Run it in the folder of the bundle. ", *_names(others), same if others else "", class_="lead")
+    bytes_in = [made.file for made in manifest.artifacts if made.frontend is not None]
+    takes = " takes" if len(bytes_in) == 1 else " take"
+    said = join(said, tag("p", *_names(bytes_in), join(f"{takes} the bytes of a picture: {_bytes_words(manifest)}"),
+                          class_="lead")) if bytes_in else said  # fmt: skip
     snippets = [snippet_markup(snippet, snippet.write(manifest, artifact)) for snippet in SNIPPETS]
     return _section("use", "Use it", lead, said, *snippets)
+
+
+def _bytes_words(manifest: Manifest) -> str:
+    frontend = next(made.frontend for made in manifest.artifacts if made.frontend is not None)
+    contract = manifest.spec.preprocess
+    size = "any size" if frontend.resize else f"{contract.height_px}x{contract.width_px} px, resized as below"
+    classes = f"; outputs probabilities and classes hold the {frontend.top_k} likeliest" if frontend.top_k else ""
+    order = frontend.channel_order.upper()
+    return f"input image, uint8 [N, H, W, 3] {order}, of {size}, nothing else to prepare{classes}."
 
 
 def _names(files: Sequence[str]) -> list[Markup]:
@@ -173,7 +187,8 @@ def _names(files: Sequence[str]) -> list[Markup]:
 def _recommended(manifest: Manifest, rows: Sequence[ParityRow]) -> Artifact | None:
     """The first ONNX file that nothing speaks against; any ONNX file if all are broken."""
     broken = {row.artifact for row in rows if row.failed}
-    files = [artifact for artifact in manifest.artifacts if artifact.format == "onnx"]
+    # Of those that take floats, for the snippets show how these are made; with the image in the graph it is one line.
+    files = [made for made in manifest.artifacts if made.format == "onnx" and made.frontend is None]
     return next((artifact for artifact in files if artifact.kind not in broken), files[0] if files else None)
 
 

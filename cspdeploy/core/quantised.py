@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cspdeploy.core.onnx_graph import Graph, Node, read_onnx, walk_nodes
+from cspdeploy.core.types import Artifact
 
-__all__ = ["count_quantised"]
+__all__ = ["count_quantised", "recorded_quantised"]
 
 _INT8 = ("int8", "uint8")
 
@@ -19,6 +20,12 @@ def count_quantised(path: Path) -> int:
     """
     graph = read_onnx(path).graph
     return sum(_adds_noise(node, graph) for node in walk_nodes(graph))
+
+
+def recorded_quantised(artifact: Artifact) -> int:
+    """The same of an artifact in an engine's own format, as it was counted in the ONNX file that it is made from."""
+    counts = [step.facts.get("num_quantised", 0) for step in artifact.steps]
+    return next((count for count in reversed(counts) if isinstance(count, int) and count > 0), 0)
 
 
 def _adds_noise(node: Node, graph: Graph) -> int:

@@ -1,0 +1,216 @@
+"""An artifact, opened: of a bundle, checked against its manifest, or one ONNX file with a card."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+
+from cspdeploy.core.bundle import MANIFEST_FILE, check_hashes, read_manifest
+from cspdeploy.core.errors import InputError, did_you_mean
+from cspdeploy.core.integrity import held_unchanged
+from cspdeploy.core.spec import Preprocess, Provenance, Task
+from cspdeploy.core.types import Artifact, Frontend, Manifest
+from cspdeploy.runtimes import require_runtime
+from cspdeploy.runtimes.base import Runtime, Session, SessionRequest
+
+__all__ = ["OpenedArtifact", "find_artifact", "of_manifest", "open_artifact", "open_listed", "require_threads"]
+
+SMALL_BYTES = 1 << 20
+"""Files up to this size are hashed whenever their bundle is opened: a millisecond each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OpenedArtifact:
+    """A session with what an application must know of it.
+
+    Attributes:
+        model: its name.
+        kind: of `cspdeploy.core.catalog.ARTIFACT_KINDS`.
+        path: the file.
+        precision: "fp32", "fp16", "int8".
+        contract: from an image to the network's input; with a `frontend`, what the graph does of it itself.
+        outputs: the network's own, without those that a frontend adds.
+        input_shape: as the file declares it; a free dimension is a name.
+        hash_checked: the file is the one of a manifest; False for a file without a bundle.
+    """
+
+    model: str
+    kind: str
+    path: Path
+    precision: str
+    task: Task
+    labels: tuple[str, ...]
+    contract: Preprocess
+    frontend: Frontend | None
+    provenance: Provenance
+    outputs: tuple[str, ...]
+    input_name: str
+    input_shape: tuple[int | str, ...]
+    runtime: Runtime
+    session: Session
+    hash_checked: bool
+
+    @property
+    def batch(self) -> int | None:
+        """Images a call that it takes; None: any number."""
+        size = self.input_shape[0]
+        return size if isinstance(size, int) else None
+
+    @property
+    def provider(self) -> str:
+        """Of the engine, as the session itself has it: "CPUExecutionProvider"."""
+        own = getattr(self.session, "provider", "")
+        most = max(self.session.placement.items(), key=lambda item: item[1], default=("", 0))[0]
+        return str(own) or most or self.runtime.device
+
+
+def open_artifact(place: Path, *, artifact: str, runtime: str, num_threads: int) -> OpenedArtifact:
+    """Open an artifact of a bundle, or a single ONNX file.
+
+    Of a bundle the artifact, its manifest and all small files are checked; the other artifacts and the golden images
+    are `selftest`'s, for they take as long as opening the artifact does.
+
+    Args:
+        place: a bundle's folder, its manifest.json, or an ONNX file with a card, which is then the artifact.
+        num_threads: as in `SessionRequest`.
+
+    Raises:
+        InputError: not one of these, no such artifact, or the runtime does not read it.
+        TamperedError: a file is not the one of the manifest.
+        RuntimeUnavailableError: the runtime is not here, or did not take the work.
+    """
+    require_threads(num_threads)
+    try:
+        if place.is_file() and place.name != MANIFEST_FILE:
+            return _open_single(place, runtime=runtime, num_threads=num_threads)
+        folder = place.parent if place.name == MANIFEST_FILE and place.is_file() else place
+        manifest = read_manifest(folder)
+        small = {record.file for record in manifest.files if record.num_bytes <= SMALL_BYTES}
+        check_hashes(folder, manifest, only=small)
+    except OSError as error:
+        raise InputError(f"{place}: {error.strerror or error}", fix="make it readable for this user") from error
+    found = find_artifact(folder, manifest, artifact)
+    return open_listed(folder, manifest, found, runtime=require_runtime(runtime), num_threads=num_threads)
+
+
+def require_threads(num_threads: int) -> None:
+    """Refuse what is no number of threads.
+
+    Raises:
+        InputError: below 0.
+    """
+    if isinstance(num_threads, bool) or num_threads < 0:
+        raise InputError(f"num_threads: got {num_threads}, expected 0 (as the engine likes) or more", fix="--threads 0")
+
+
+def find_artifact(folder: Path, manifest: Manifest, kind: str) -> Artifact:
+    """The artifact of that kind.
+
+    Raises:
+        InputError: the bundle has none; names those that it has.
+    """
+    found = next((item for item in manifest.artifacts if item.kind == kind), None)
+    if found is None:
+        kinds = [item.kind for item in manifest.artifacts]
+        raise InputError(
+            f"{folder}: no artifact '{kind}', it has {', '.join(kinds)}", fix=f"--artifact {_nearest(kind, kinds)}"
+        )
+    return found
+
+
+def _nearest(kind: str, kinds: list[str]) -> str:
+    near = did_you_mean(kind, kinds)
+    return next((one for one in kinds if f"'{one}'" in near), kinds[0])
+
+
+def open_listed(
+    folder: Path, manifest: Manifest, artifact: Artifact, *, runtime: Runtime, num_threads: int = 0
+) -> OpenedArtifact:
+    """Open an artifact of a bundle whose hash is compared here and now.
+
+    Raises:
+        InputError: the runtime does not read it, or the engine cannot.
+        TamperedError: it is not the file of the manifest.
+        RuntimeUnavailableError: the device that was asked for did not take the work.
+    """
+    _require_reads(runtime, artifact.kind, format_=artifact.format, precision=artifact.precision)
+    names = tuple(value.name for value in artifact.outputs)
+    path = folder / artifact.file
+    _import_meanwhile(runtime)
+    with held_unchanged(folder, (artifact.file, artifact.sha256, artifact.num_bytes)):
+        session = runtime.open(SessionRequest(path=path, outputs=names, num_threads=num_threads))
+    return of_manifest(manifest, artifact, path=path, runtime=runtime, session=session)
+
+
+def _import_meanwhile(runtime: Runtime) -> None:
+    """Begin to load the engine: hashing needs no interpreter, so that both go on at once where there are two cores."""
+    missing = [name for name in runtime.modules if name not in sys.modules]
+    if missing:
+        # No daemon: a program that ends with an error now must not leave while a library is being loaded.
+        Thread(target=_import_all, args=(missing,), name="cspdeploy-import").start()
+
+
+def _import_all(names: list[str]) -> None:
+    for name in names:
+        with suppress(Exception):  # whoever imports it next hears of it
+            importlib.import_module(name)
+
+
+def of_manifest(
+    manifest: Manifest, artifact: Artifact, *, path: Path, runtime: Runtime, session: Session
+) -> OpenedArtifact:
+    """A session whose file has been found to be that of the manifest."""
+    spec, names = manifest.spec, tuple(value.name for value in artifact.outputs)
+    return OpenedArtifact(
+        model=spec.name, kind=artifact.kind, path=path, precision=artifact.precision, task=spec.task,
+        labels=manifest.labels, contract=spec.preprocess, frontend=artifact.frontend, provenance=spec.provenance,
+        outputs=_own_outputs(names, artifact.frontend), input_name=artifact.inputs[0].name,
+        input_shape=artifact.inputs[0].shape, runtime=runtime, session=session, hash_checked=True,
+    )  # fmt: skip
+
+
+def _open_single(path: Path, *, runtime: str, num_threads: int) -> OpenedArtifact:
+    """One dropped file. Who made it, only a bundle can tell; what it takes, its card does."""
+    from cspdeploy.core.card import read_card
+    from cspdeploy.core.catalog import ARTIFACT_KINDS
+    from cspdeploy.core.onnx_wire import Message, read_message
+
+    def metadata(model: Message) -> dict[str, str]:
+        return {entry.text(1): entry.text(2) for entry in model.messages(14)}  # ModelProto.metadata_props
+
+    card = read_card(read_message(path, metadata), name=str(path))
+    if card is None:
+        raise InputError(
+            f"{path}: carries no card that says what it takes, expected a bundle or an ONNX file of cspdeploy export",
+            fix="name the bundle's folder, or export it again",
+        )
+    kind = ARTIFACT_KINDS.get(card.artifact)
+    if kind is None:
+        raise InputError(f"{path}: its card calls it '{card.artifact}', which is unknown here", fix="update cspdeploy")
+    engine = require_runtime(runtime)
+    _require_reads(engine, card.artifact, format_="onnx", precision=kind.precision)
+    session = engine.open(SessionRequest(path=path, outputs=card.outputs, num_threads=num_threads))
+    inputs: dict[str, tuple[int | str, ...]] = getattr(session, "inputs", {})
+    if len(inputs) != 1 or len(next(iter(inputs.values()))) != 4:
+        raise InputError(f"{path}: takes {inputs or 'no inputs'}, expected one of 4 dimensions, images", fix="")
+    name, shape = next(iter(inputs.items()))
+    return OpenedArtifact(
+        model=card.model, kind=card.artifact, path=path, precision=kind.precision, task=card.task, labels=card.labels,
+        contract=card.preprocess, frontend=card.frontend, provenance=card.provenance,
+        outputs=_own_outputs(card.outputs, card.frontend), input_name=name, input_shape=shape, runtime=engine,
+        session=session, hash_checked=False,
+    )  # fmt: skip
+
+
+def _require_reads(runtime: Runtime, kind: str, *, format_: str, precision: str) -> None:
+    if not runtime.reads(format_=format_, precision=precision):
+        raise InputError(f"--runtime {runtime.name}: does not read '{kind}'", fix="cspdeploy doctor")
+
+
+def _own_outputs(names: tuple[str, ...], frontend: Frontend | None) -> tuple[str, ...]:
+    """Without "probabilities" and "classes", which a frontend with top-k puts last."""
+    return names[:-2] if frontend is not None and frontend.top_k else names

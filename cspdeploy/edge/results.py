@@ -1,0 +1,61 @@
+"""What a `Predictor` answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from cspdeploy.core.errors import InputError
+from cspdeploy.core.preprocess import ImageSource
+
+__all__ = ["Prediction", "Result", "StreamItem"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One class with its softmax probability in [0, 1]."""
+
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result(Sequence[Prediction]):
+    """The likeliest classes of one image, likeliest first. Is itself the sequence of its predictions.
+
+    Attributes:
+        untrained: the weights have never seen data, and no answer means anything.
+    """
+
+    predictions: tuple[Prediction, ...]
+    untrained: bool = False
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return iter(self.predictions)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Prediction, ...]: ...
+    def __getitem__(self, index: int | slice) -> Prediction | tuple[Prediction, ...]:
+        return self.predictions[index]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StreamItem:
+    """One image of a stream: either its result, or why there is none.
+
+    Attributes:
+        source: as the stream was given it.
+        result: None where the image could not be used.
+        error: None where it could.
+    """
+
+    source: ImageSource
+    result: Result | None = None
+    error: InputError | None = None

@@ -1,0 +1,134 @@
+"""What a self-test found: for a person as a table of plain text, for a fleet as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cspdeploy.core.types import PlacedNode, Verdict
+
+__all__ = ["SELFTEST_SCHEMA_VERSION", "CheckRow", "LatencyRow", "SelftestReport", "render_selftest"]
+
+SELFTEST_SCHEMA_VERSION = 1
+"""Of what `selftest --json` prints; raised when a field goes or changes its meaning."""
+
+CheckName = Literal["signature", "files", "preprocess", "golden", "provider"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRow:
+    """One check.
+
+    Attributes:
+        artifact: kind, or empty where the check is of the whole bundle.
+        verdict: "skip" is neither a pass nor a failure, and `reason` says why.
+        finding: of the golden check, the verdict that `cspdeploy verify` gives for the same.
+        rel_l2, limit, max_abs, top1_agreement, num_images: of the comparison; None where nothing was compared.
+        provider, placement: where the session runs, and how many nodes are on which provider.
+        nodes_elsewhere: nodes that are not on the provider that was asked for.
+    """
+
+    check: CheckName
+    artifact: str = ""
+    runtime: str = ""
+    verdict: Literal["pass", "fail", "skip"]
+    finding: Verdict | None = None
+    reason: str = ""
+    rel_l2: float | None = None
+    limit: float | None = None
+    max_abs: float | None = None
+    top1_agreement: float | None = None
+    num_images: int | None = None
+    provider: str = ""
+    placement: dict[str, int] = field(default_factory=dict)
+    nodes_elsewhere: tuple[PlacedNode, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyRow:
+    """Latency here against the recorded one. A figure, never a verdict: the machines differ.
+
+    Attributes:
+        p50_ms: median of `num_runs` calls of `batch` images.
+        recorded_ms: median where the bundle was verified; None where none was recorded.
+        ratio: `p50_ms` / `recorded_ms`: above 1, this device is slower.
+    """
+
+    artifact: str
+    runtime: str
+    p50_ms: float
+    batch: int
+    num_runs: int
+    threads: int
+    recorded_ms: float | None = None
+    recorded_threads: int | None = None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelftestReport:
+    """All that was found of one bundle on this device."""
+
+    schema_version: int = SELFTEST_SCHEMA_VERSION
+    verdict: Literal["pass", "fail"]
+    bundle: str
+    model: str
+    manifest_sha256: str
+    """Tells one version of a bundle from another, in a fleet."""
+    untrained: bool
+    checks: tuple[CheckRow, ...]
+    latency: tuple[LatencyRow, ...] = ()
+    recorded_machine: str = ""
+    remarks: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def render_selftest(report: SelftestReport) -> str:
+    """Plain text, as wide as it must be; ends with the verdict."""
+    lines = [f"{report.model}  {report.bundle}", ""]
+    lines += _table(
+        ("check", "artifact", "runtime", "verdict", ""),
+        [(row.check, row.artifact, row.runtime, row.verdict, _detail(row)) for row in report.checks],
+    )
+    if report.latency:
+        recorded = f"recorded on {report.recorded_machine}" if report.recorded_machine else "recorded"
+        head = ("latency", "runtime", "p50 ms", recorded, "ratio")
+        lines += ["", *_table(head, [_latency(row) for row in report.latency])]
+    shown = ("cpu", "cpus", "python", "onnxruntime", "numpy", "preprocessing")
+    told = [f"{name} {report.environment[name]}" for name in shown if report.environment.get(name)]
+    lines += ["", ", ".join(told), *report.remarks]
+    if report.untrained:
+        lines.append("UNTRAINED: random weights, no answer of this model means anything")
+    failed = sum(row.verdict == "fail" for row in report.checks)
+    skipped = sum(row.verdict == "skip" for row in report.checks)
+    lines.append(f"{report.verdict}: {len(report.checks)} checks, {failed} failed, {skipped} skipped")
+    return "\n".join(lines) + "\n"
+
+
+def _detail(row: CheckRow) -> str:
+    parts = [row.reason] if row.reason else []
+    if row.rel_l2 is not None and row.limit is not None:
+        parts.append(f"relative L2 {row.rel_l2:.1e} of at most {row.limit:.1e}")
+    elif row.max_abs is not None:
+        parts.append(f"largest difference {row.max_abs:.1e}")
+    if row.top1_agreement is not None:
+        parts.append(f"top-1 {100 * row.top1_agreement:.1f} %")
+    if row.num_images:
+        parts.append(f"{row.num_images} images")
+    if row.placement:
+        parts.append(", ".join(f"{count} nodes on {name}" for name, count in row.placement.items()))
+    elif row.provider:
+        parts.append(row.provider)
+    return "; ".join(parts)
+
+
+def _latency(row: LatencyRow) -> tuple[str, ...]:
+    recorded = f"{row.recorded_ms:.2f}" if row.recorded_ms is not None else "none"
+    ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
+    return (row.artifact, row.runtime, f"{row.p50_ms:.2f}", recorded, ratio)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (head, *rows)]  # fmt: skip

@@ -1,0 +1,188 @@
+"""The program inside model.pyz: `python model.pyz photo.jpg`, `python model.pyz selftest`. Its bundle lies beside it.
+
+Prediction reads the artifact out of the zip into memory, checks its hash there and hands those bytes to the engine: no
+file is written, so that it runs from a read-only system, and nothing can be changed between the check and the use.
+`selftest` is about the files of a bundle, and unpacks them to a private folder that vanishes afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import zipimport
+from collections.abc import Iterator
+from importlib.abc import InspectLoader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cspdeploy.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, CspDeployError, InputError
+
+if TYPE_CHECKING:
+    from cspdeploy.core.types import Artifact, Manifest
+    from cspdeploy.edge.predictor import Predictor
+    from cspdeploy.runtimes.base import Runtime
+
+__all__ = ["main"]
+
+FOLDER = "bundle/"
+"""Of the bundle in the zip application."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the program.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Returns:
+        0 done and passed, 1 a check failed, 2 wrong use or bad input, 3 an engine is missing, 130 interrupted.
+    """
+    try:
+        if arguments[:1] == ["selftest"]:
+            return _selftest(arguments[1:])
+        return _predict(arguments)
+    except CspDeployError as error:
+        return _fail(error.message, error.fix, error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", "", EXIT_INTERRUPTED)
+
+
+def _fail(message: str, fix: str, code: int) -> int:
+    lines = [f"error: {message}", *([f"fix: {fix}"] if fix else [])]
+    sys.stderr.writelines(f"{_printable(line)}\n" for line in lines)
+    return code
+
+
+def _printable(text: str) -> str:
+    """On one line, without control characters: a name in a file of unknown origin may hold what a terminal obeys."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+
+
+def _archive() -> Path:
+    """The .pyz that this module was loaded from."""
+    loader = globals().get("__loader__")
+    if not isinstance(loader, zipimport.zipimporter):
+        raise InputError("runs only from within a zip application", fix="cspdeploy package BUNDLE -o model.pyz")
+    # Python does not count it as one, though it gives sources: engines are told by theirs.
+    InspectLoader.register(zipimport.zipimporter)
+    return Path(loader.archive).resolve()
+
+
+def _selftest(arguments: list[str]) -> int:
+    from cspdeploy.edge.__main__ import main as edge_main
+
+    return edge_main(["selftest", str(_archive()), *arguments])
+
+
+def _parser() -> argparse.ArgumentParser:
+    name = Path(sys.argv[0]).name
+    parser = argparse.ArgumentParser(
+        prog=name, usage=f"{name} [options] IMAGE...\n       {name} selftest [options]", allow_abbrev=False,
+        description="Classify images with the model inside this file, or check it: its hashes, its answers on the "
+        "images that it was proven with, the engine, the latency.",
+        epilog=f"{name} selftest --help shows the options of the check. An image called selftest: ./selftest",
+    )  # fmt: skip
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to show for each image (5)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument("--artifact", default="", metavar="KIND", help="onnx if it is in here, else the first one")
+    parser.add_argument("--runtime", default="ort-cpu", metavar="NAME", help="engine and device (ort-cpu)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the engine; 0: as it chooses (0)")
+    return parser
+
+
+def _predict(arguments: list[str]) -> int:
+    parser = _parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    options = parser.parse_args(arguments)
+    if options.top < 1:
+        raise InputError(f"--top {options.top}: expected at least 1", fix="--top 5")
+    if options.threads < 0:
+        raise InputError(f"--threads {options.threads}: expected 0 (the engine chooses) or more", fix="--threads 0")
+    with _opened(_archive(), kind=options.artifact, runtime=options.runtime, threads=options.threads) as predictor:
+        return _answer(predictor, options.images, top=options.top, json_=options.json)
+
+
+@contextlib.contextmanager
+def _opened(archive: Path, *, kind: str, runtime: str, threads: int) -> Iterator[Predictor]:
+    from cspdeploy.core.archive import opened_bundle
+    from cspdeploy.edge.opening import find_artifact
+    from cspdeploy.edge.predictor import Predictor
+    from cspdeploy.runtimes import require_runtime
+
+    manifest = _read_manifest(archive)
+    kinds = [artifact.kind for artifact in manifest.artifacts]
+    artifact = find_artifact(archive, manifest, kind or ("onnx" if "onnx" in kinds else kinds[0]))
+    engine = require_runtime(runtime)
+    if engine.takes_bytes:
+        with _from_memory(archive, manifest, artifact, runtime=engine, threads=threads) as predictor:
+            yield predictor
+        return
+    with opened_bundle(archive) as folder:
+        opened = Predictor.open(folder, artifact=artifact.kind, runtime=runtime, num_threads=threads)
+        with opened as predictor:
+            yield predictor
+
+
+def _read_manifest(archive: Path) -> Manifest:
+    from cspdeploy.core.archive import read_entry
+    from cspdeploy.core.bundle import MANIFEST_FILE
+    from cspdeploy.core.codec import from_json
+    from cspdeploy.core.types import MANIFEST_SCHEMA_VERSION, Manifest
+
+    try:
+        data = json.loads(read_entry(archive, FOLDER + MANIFEST_FILE))
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict) or data.get("schema_version") != MANIFEST_SCHEMA_VERSION:
+        raise InputError(f"{archive}: its manifest is not of the program in it", fix="make the package again")
+    return from_json(Manifest, data)
+
+
+def _from_memory(archive: Path, manifest: Manifest, artifact: Artifact, *, runtime: Runtime, threads: int) -> Predictor:
+    import hashlib
+
+    from cspdeploy.core.archive import read_entry
+    from cspdeploy.core.errors import TamperedError
+    from cspdeploy.edge.opening import of_manifest
+    from cspdeploy.edge.predictor import Predictor
+    from cspdeploy.runtimes.base import SessionRequest
+
+    if not runtime.reads(format_=artifact.format, precision=artifact.precision):
+        raise InputError(f"--runtime {runtime.name}: does not read '{artifact.kind}'", fix="--runtime ort-cpu")
+    data = read_entry(archive, FOLDER + artifact.file)
+    if hashlib.sha256(data).hexdigest() != artifact.sha256:
+        raise TamperedError(
+            f"{archive}: {artifact.file}: not the file of the manifest (SHA-256 differs)", fix="copy the file again"
+        )
+    path, names = archive / FOLDER / artifact.file, tuple(value.name for value in artifact.outputs)
+    session = runtime.open(SessionRequest(path=path, data=data, outputs=names, num_threads=threads))
+    return Predictor(of_manifest(manifest, artifact, path=path, runtime=runtime, session=session))
+
+
+def _answer(predictor: Predictor, images: list[str], *, top: int, json_: bool) -> int:
+    """Image by image, as `python -m cspdeploy.edge predict` does: one that cannot be read does not stop the others."""
+    code, found = EXIT_OK, []
+    if predictor.untrained:
+        sys.stderr.write("UNTRAINED: random weights, no answer of this model means anything\n")
+    for name, item in zip(images, predictor.stream(images, top=top), strict=True):
+        entry: dict[str, Any] = {"image": name, "untrained": predictor.untrained, "predictions": []}
+        found.append(entry)
+        if item.result is None:
+            error = item.error or InputError(f"{name}: no result")
+            entry["error"] = error.message
+            code = _fail(error.message, error.fix, EXIT_USAGE)
+            continue
+        for one in item.result.predictions:
+            entry["predictions"].append({"label": one.label, "index": one.index, "probability": one.probability})
+        if not json_:
+            lines = [f"  {100 * one.probability:5.1f} %  {_printable(one.label)}" for one in item.result.predictions]
+            sys.stdout.write("\n".join([_printable(name), *lines]) + "\n")
+            sys.stdout.flush()
+    if json_:
+        sys.stdout.write(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    return code

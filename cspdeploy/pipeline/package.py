@@ -1,0 +1,246 @@
+"""`cspdeploy package`: from a bundle to one file for a device: a zip, or a zip application that runs by itself.
+
+What a device does not need stays behind: artifacts that were not chosen, the report. The manifest is cut down to what
+is there, so that the package is a bundle in full: its hashes, its golden check and its selftest hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cspdeploy.core.archive import Entry
+from cspdeploy.core.bundle import (
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    TIMINGS_FILE,
+    check_hashes,
+    file_record,
+    file_sha256,
+    read_manifest,
+    write_manifest,
+)
+from cspdeploy.core.errors import InputError, did_you_mean
+from cspdeploy.core.golden import GOLDEN_FILE
+from cspdeploy.core.model_folder import LABELS_FILE, write_text
+from cspdeploy.core.signature import check_private_key, sign_folder
+from cspdeploy.core.types import Artifact, FileRecord, Manifest
+from cspdeploy.pipeline.package_licence import LICENCE_FILE, licence_page, read_licence
+from cspdeploy.pipeline.package_modules import compiled, needed_files, runtime_modules
+from cspdeploy.pipeline.package_write import PYZ_SAVING, ZIP_SAVING, require_replaceable, write_package
+
+__all__ = ["ALL", "PackageReport", "PackageRequest", "PackedFile", "package_bundle"]
+
+Progress = Callable[[str, int, int], None]
+
+ALL = "all"
+DEFAULT_KINDS = ("onnx", "onnx-int8")
+"""FP32 runs everywhere, and INT8 is in a bundle only where it is smaller, faster and within its accuracy budget."""
+DEVICE_FILES = (GOLDEN_FILE, LABELS_FILE, LICENCE_FILE)
+"""Of the files beside artifacts. What an export may add for its own use stays behind."""
+
+ENTRY_MODULE = "cspdeploy.edge.zipapp_main"
+BUNDLE_FOLDER = "bundle/"
+"""In a zip application, where `ENTRY_MODULE` looks for it."""
+PROLOGUE = b"#!/usr/bin/env python3\n"
+MAIN = """\
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("error: Python %d.%d, expected 3.11 or later" % sys.version_info[:2])
+
+try:
+    from cspdeploy.edge.zipapp_main import main
+except ModuleNotFoundError as error:
+    if error.name != "numpy":
+        raise
+    sys.stderr.write("error: needs the package 'numpy', which is not installed\\nfix: pip install numpy onnxruntime\\n")
+    sys.exit(3)
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageRequest:
+    """What to pack.
+
+    Attributes:
+        output: "model.zip" or "model.pyz"; its suffix says which of the two.
+        artifacts: kinds; "all" for all of the bundle; none for `DEFAULT_KINDS`.
+        sign: file of an Ed25519 private key, or None.
+        licence: of the weights: a file with its text, or its name; empty: what the bundle says of it.
+        overwrite: replace a file that is not a package.
+    """
+
+    bundle: Path
+    output: Path
+    artifacts: tuple[str, ...] = ()
+    sign: Path | None = None
+    licence: str = ""
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedFile:
+    """A file of the package. `name` is its name there."""
+
+    name: str
+    num_bytes: int
+    packed_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageReport:
+    """The package that was written.
+
+    Attributes:
+        num_bytes, sha256: of the package itself.
+        key: fingerprint of the key that signed it (SHA-256 of the 32 bytes of its public half); empty: not signed.
+        untrained: its weights have never seen data.
+        notes: what whoever passes it on should know.
+    """
+
+    schema_version: int = 1
+    file: str
+    kind: Literal["zip", "pyz"]
+    model: str
+    artifacts: tuple[str, ...]
+    files: tuple[PackedFile, ...]
+    num_bytes: int
+    sha256: str
+    key: str
+    untrained: bool
+    notes: tuple[str, ...]
+
+
+def package_bundle(request: PackageRequest, *, progress: Progress = lambda what, done, total: None) -> PackageReport:
+    """Write a package. The same bundle, options and versions of Python and zlib give the same bytes.
+
+    Raises:
+        InputError: not a bundle, no such artifact in it, a key or licence that is none, an output that is neither .zip
+            nor .pyz, lies in the bundle, is there and no package, or cannot be written.
+        TamperedError: a file of the bundle is not the one of its manifest.
+        MissingExtraError: `cryptography` is not installed, and a signature was asked for.
+    """
+    kind = _kind_of(request.output)
+    manifest = read_manifest(request.bundle)
+    _refuse_inside(request)
+    chosen = _choose(manifest, request)
+    if request.sign is not None:
+        check_private_key(request.sign)
+    licence = read_licence(request.licence)
+    require_replaceable(request.output, overwrite=request.overwrite)
+    progress("checking the bundle", 0, 0)
+    check_hashes(request.bundle, manifest)
+    with tempfile.TemporaryDirectory(prefix="cspdeploy-") as place:
+        staging = Path(place)
+        trimmed = _stage(staging, request, manifest, chosen, licence)
+        key = sign_folder(staging, request.sign) if request.sign is not None else ""
+        files = _bundle_files(request.bundle, staging, trimmed)
+        entries = _write(request.output, kind, trimmed, files, staging, progress=progress)
+    return _report(request, kind, trimmed, entries, key)
+
+
+def _kind_of(output: Path) -> Literal["zip", "pyz"]:
+    suffix = output.suffix.lower()
+    if suffix not in (".zip", ".pyz"):
+        raise InputError(
+            f"-o {output}: expected a name that ends in .zip or .pyz", fix=f"-o {output.with_suffix('.zip').name}"
+        )
+    return "zip" if suffix == ".zip" else "pyz"
+
+
+def _refuse_inside(request: PackageRequest) -> None:
+    """A file that the manifest does not name makes the bundle itself be refused from then on."""
+    if request.output.resolve().parent == request.bundle.resolve():
+        raise InputError(f"-o {request.output}: lies in the bundle", fix=f"-o {request.output.name}, in another folder")
+
+
+def _choose(manifest: Manifest, request: PackageRequest) -> tuple[Artifact, ...]:
+    """Artifacts to pack, in the bundle's order."""
+    kinds = [artifact.kind for artifact in manifest.artifacts]
+    wanted = set(request.artifacts)
+    for kind in request.artifacts:
+        if kind not in (*kinds, ALL):
+            raise InputError(
+                f"{request.bundle}: no artifact '{kind}', it has {', '.join(kinds)}",
+                fix=f"{did_you_mean(kind, kinds)}--artifact {kinds[0]}, or --artifact {ALL}",
+            )
+    if ALL in wanted:
+        return manifest.artifacts
+    if not wanted:
+        wanted = set(kinds) & set(DEFAULT_KINDS)
+    if not wanted:
+        raise InputError(
+            f"{request.bundle}: has neither of {', '.join(DEFAULT_KINDS)}, which are packed by default",
+            fix=f"--artifact {kinds[0]}",
+        )
+    return tuple(artifact for artifact in manifest.artifacts if artifact.kind in wanted)
+
+
+def _stage(
+    staging: Path, request: PackageRequest, manifest: Manifest, chosen: tuple[Artifact, ...], licence: str
+) -> Manifest:
+    """Write what differs from the bundle's own: manifest.json and the page on the weights."""
+    records = {record.file: record for record in manifest.files if record.file in DEVICE_FILES}
+    if licence or LICENCE_FILE not in records:  # of a package that is packed again, the page that it came with stays
+        write_text(staging / LICENCE_FILE, licence_page(manifest.spec, licence))
+        records[LICENCE_FILE] = file_record(staging / LICENCE_FILE)
+    files: tuple[FileRecord, ...] = tuple(records[name] for name in DEVICE_FILES if name in records)
+    trimmed = dataclasses.replace(manifest, artifacts=chosen, files=files)
+    write_manifest(staging, trimmed)
+    return trimmed
+
+
+def _bundle_files(bundle: Path, staging: Path, manifest: Manifest) -> dict[str, Path]:
+    """Name in the bundle: the file to pack. Timings have no hash, and are left behind where they are a link."""
+    names = [artifact.file for artifact in manifest.artifacts] + [record.file for record in manifest.files]
+    files = {name: bundle / name for name in names}
+    timings = bundle / TIMINGS_FILE
+    if timings.is_file() and not timings.is_symlink():
+        files[TIMINGS_FILE] = timings
+    for name in (MANIFEST_FILE, LICENCE_FILE, SIGNATURE_FILE):
+        if (staging / name).is_file():
+            files[name] = staging / name
+    return files
+
+
+def _write(
+    output: Path, kind: str, manifest: Manifest, files: dict[str, Path], staging: Path, *, progress: Progress
+) -> tuple[Entry, ...]:
+    if kind == "zip":
+        packed = {f"{manifest.spec.name}/{name}": (source, ZIP_SAVING) for name, source in files.items()}
+        return write_package(output, packed, progress=progress)
+    packed = {f"{BUNDLE_FOLDER}{name}": (source, PYZ_SAVING) for name, source in files.items()}
+    formats = {artifact.format for artifact in manifest.artifacts}
+    program = {file.name: file.source for file in needed_files((ENTRY_MODULE, *runtime_modules(formats)))}
+    program |= compiled(program, staging / "compiled")
+    program["__main__.py"] = staging / "__main__.py"
+    write_text(program["__main__.py"], MAIN)
+    packed |= {name: (source, ZIP_SAVING) for name, source in program.items()}
+    return write_package(output, packed, prologue=PROLOGUE, progress=progress)
+
+
+def _report(
+    request: PackageRequest, kind: Literal["zip", "pyz"], manifest: Manifest, entries: tuple[Entry, ...], key: str
+) -> PackageReport:
+    notes = []
+    if not (request.licence or manifest.spec.provenance.licence):
+        notes.append("the licence of the weights is not stated: --licence FILE, or its name")
+    if kind == "pyz" and key:
+        notes.append("the signature covers the model, not the program around it")
+    return PackageReport(
+        file=str(request.output), kind=kind, model=manifest.spec.name,
+        artifacts=tuple(artifact.kind for artifact in manifest.artifacts),
+        files=tuple(
+            PackedFile(name=entry.name, num_bytes=entry.num_bytes, packed_bytes=entry.packed_bytes)
+            for entry in entries
+        ),
+        num_bytes=request.output.stat().st_size, sha256=file_sha256(request.output), key=key,
+        untrained=manifest.spec.provenance.untrained, notes=tuple(notes),
+    )  # fmt: skip

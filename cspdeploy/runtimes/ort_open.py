@@ -1,0 +1,78 @@
+"""What is looked at before ONNX Runtime opens a file, and its refusals in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cspdeploy.core.errors import InputError
+from cspdeploy.core.onnx_file import check_external_data, data_locations
+from cspdeploy.runtimes.base import SessionRequest
+from cspdeploy.runtimes.ort_versions import read_model, require_readable, told_too_old
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["refusal", "require_openable", "session_options"]
+
+MAX_REASON = 240
+"""Characters of the engine's own message that an error shows."""
+_ORT_FORMAT = b"ORTM"
+
+
+def require_openable(request: SessionRequest) -> None:
+    """Refuse what the engine must not open, or cannot.
+
+    Raises:
+        EngineTooOldError: of a newer opset or IR version than this onnxruntime reads.
+        InputError: not an ONNX file, or external data that is missing or outside its folder.
+    """
+    import onnxruntime
+
+    if _is_ort_format(request):
+        return  # holds its own version, which the engine reads by itself
+    if request.data is None:
+        check_external_data(request.path)
+    elif read_model(request, data_locations):
+        raise InputError(f"{request.path}: keeps weights in other files, expected all in one", fix="unpack it first")
+    require_readable(request, engine=onnxruntime.__version__)
+
+
+def _is_ort_format(request: SessionRequest) -> bool:
+    """ONNX Runtime's own format, a flat buffer with this identifier after its first offset."""
+    if request.data is not None:
+        return request.data[4:8] == _ORT_FORMAT
+    try:
+        with request.path.open("rb") as file:
+            return file.read(8)[4:] == _ORT_FORMAT
+    except OSError:
+        return False  # what is wrong with it is told by whoever reads it next
+
+
+def refusal(error: Exception, request: SessionRequest) -> InputError:
+    """Why the engine did not open it."""
+    import onnxruntime
+
+    too_old = told_too_old(error, request, engine=onnxruntime.__version__)
+    if too_old is not None:
+        return too_old
+    # What is wrong stands last, after the engine's own code and file: the start of a long message is of no use.
+    told = " ".join(str(error).split())
+    reason = told if len(told) <= MAX_REASON else f"...{told[-MAX_REASON:]}"
+    return InputError(f"{request.path}: ONNX Runtime cannot open it ({reason})", fix=f"cspdeploy check {request.path}")
+
+
+def session_options(*, optimise: bool, num_threads: int = 0, profile: Path | None = None) -> onnxruntime.SessionOptions:
+    """Options that every session has: quiet, and with a record of which provider took which node."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.intra_op_num_threads = num_threads
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile / "onnxruntime")
+    return options

@@ -1,0 +1,41 @@
+"""Programs of `torch.export`, run by PyTorch as they are: not compiled."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import zipfile
+
+from cspdeploy.core.errors import InputError
+from cspdeploy.runtimes.base import Runtime, SessionRequest
+from cspdeploy.runtimes.torch_device import TorchSession, missing_torch, probe_torch
+
+__all__ = ["RUNTIMES"]
+
+NOTE = "run node by node as PyTorch's eager mode; compile it for speed"
+
+
+def _open(device: str, request: SessionRequest) -> TorchSession:
+    import torch
+
+    if not zipfile.is_zipfile(request.path):  # torch.export falls back to an older form, and writes to the log
+        raise InputError(f"{request.path}: not a .pt2 file (no archive)", fix="export it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch about its own files
+            module = torch.export.load(request.path).module().to(device)
+    except Exception as error:  # what a broken archive makes torch raise shares no base class but this one
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{request.path}: not a .pt2 file that this torch reads ({reason})",
+                         fix="export it again") from error  # fmt: skip
+    return TorchSession(module, device=device, request=request)
+
+
+RUNTIMES = tuple(
+    Runtime(
+        name=f"pt2-{device}", device=device, formats=frozenset({"pt2"}), precisions=frozenset({"fp32"}),
+        timed=True, notes={"fp32": NOTE}, missing=functools.partial(missing_torch, device),
+        probe=functools.partial(probe_torch, device), open=functools.partial(_open, device), modules=("torch",),
+    )
+    for device in ("cpu", "cuda")
+)  # fmt: skip

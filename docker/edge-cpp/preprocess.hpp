@@ -1,0 +1,29 @@
+// From an image to the network's input, by the contract of the manifest: the very pixels that cspdeploy.core makes.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "image.hpp"
+
+// `spec.preprocess` of manifest.json.
+struct Contract {
+  int height_px = 0;
+  int width_px = 0;
+  std::string resize;         // crop, stretch, letterbox
+  double crop_pct = 1.0;
+  std::string interpolation;  // bilinear, bicubic, nearest
+  std::string channel_order;  // rgb, bgr: of the network's input
+  std::array<double, 3> mean{};
+  std::array<double, 3> std{};
+};
+
+// Pillow's Image.resize, bit for bit.
+Image resize(const Image& image, int width, int height, const std::string& interpolation);
+
+// Resized and cropped, still RGB. Throws Problem: so thin that it would be too large when scaled.
+Image fit(const Image& image, const Contract& contract);
+
+// `[3, H, W]` float32: channel order, /255, mean, std.
+std::vector<float> normalise(const Image& image, const Contract& contract);
