@@ -27,6 +27,7 @@ from cspdeploy.core.catalog import (
 )
 from cspdeploy.core.tolerance import tolerance_for
 from cspdeploy.export import simplify
+from cspdeploy.pipeline.also_step import ALSO
 from cspdeploy.pipeline.int8_step import Int8Request
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 from cspdeploy.runtimes import all_runtimes
@@ -48,9 +49,9 @@ def weights_bundle(photo_models: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @every_kind
 def test_kind_is_made_by_an_export_with_every_precision(
-    tiny_u8_bundle: Path, weights_bundle: Path, kind: ArtifactKind
+    tiny_u8_bundle: Path, tiny_also_bundle: Path, weights_bundle: Path, kind: ArtifactKind
 ) -> None:
-    folder = weights_bundle if kind.weights_only else tiny_u8_bundle
+    folder = weights_bundle if kind.weights_only else tiny_also_bundle if kind.also else tiny_u8_bundle
     artifacts = {artifact.kind: artifact for artifact in read_manifest(folder).artifacts}
     artifact = artifacts[kind.name]
     assert (artifact.format, artifact.precision) == (kind.format, kind.precision)
@@ -62,10 +63,14 @@ def test_kind_is_made_by_an_export_with_every_precision(
 def test_export_makes_nothing_else_and_keeps_the_order_of_the_ladder(
     tiny_int8_bundle: Path, tiny_u8_bundle: Path
 ) -> None:
-    expected = [name for name, kind in ARTIFACT_KINDS.items() if not kind.weights_only]
+    expected = [name for name, kind in ARTIFACT_KINDS.items() if not (kind.weights_only or kind.also)]
     assert [artifact.kind for artifact in read_manifest(tiny_u8_bundle).artifacts] == expected
     floats = [name for name in expected if not ARTIFACT_KINDS[name].frontend_of]
     assert [artifact.kind for artifact in read_manifest(tiny_int8_bundle).artifacts] == floats
+
+
+def test_every_further_form_makes_a_kind() -> None:
+    assert {kind.also for kind in ARTIFACT_KINDS.values()} == {"", *ALSO}
 
 
 def test_kinds_with_preprocessing_in_the_graph_are_of_those_without() -> None:
@@ -80,7 +85,9 @@ def test_kinds_with_preprocessing_in_the_graph_are_of_those_without() -> None:
 def test_every_mode_of_int8_makes_a_kind() -> None:
     assert set(INT8_KINDS) == set(get_args(Int8Mode))
     assert set(INT8_KINDS.values()) == {
-        kind.name for kind in ARTIFACT_KINDS.values() if kind.precision == "int8" and not kind.frontend_of
+        kind.name
+        for kind in ARTIFACT_KINDS.values()
+        if kind.precision == "int8" and not (kind.frontend_of or kind.also)
     }
 
 

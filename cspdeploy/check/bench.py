@@ -125,7 +125,7 @@ def bench_subjects(
     """Measure group after group; within one, everything is timed in turns against its first row.
 
     Args:
-        groups: name and subjects; of a bundle one, of loose files all together.
+        groups: name and subjects; of a bundle one a size, of loose files all together.
 
     Raises:
         InputError: an unknown runtime, or nothing that could be timed.
@@ -149,7 +149,7 @@ def bench_subjects(
         verdict="fail" if any(row.failed for row in rows) else "done", rows=tuple(rows), sweep=parts.sweep,
         copies=parts.copies, profiles=parts.profiles, rooflines=parts.rooflines, peaks=parts.peaks, notes=parts.notes,
         warnings=tuple(warnings), environment=environment, settings=_as_record(settings),
-        untrained=tuple(subject.name for subject in subjects_of_all if subject.untrained),
+        untrained=tuple(dict.fromkeys(subject.name for subject in subjects_of_all if subject.untrained)),
     )  # fmt: skip
 
 

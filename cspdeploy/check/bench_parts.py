@@ -66,7 +66,7 @@ def _rooflines(timed: Sequence[tuple[Job, BenchRow]], settings: BenchSettings, p
     peaks: dict[str, Peak | None] = {}
     for job, row in timed:
         device = job.rung.runtime.device
-        num_macs = macs.get(job.subject.name)
+        num_macs = macs.get(job.subject.sized_name)
         if num_macs is None or row.timing is None:
             continue
         if device not in peaks:
@@ -89,14 +89,14 @@ def _macs(timed: Sequence[tuple[Job, BenchRow]]) -> dict[str, int]:
     """For one image, by subject: all its artifacts compute the same, and its ONNX files tell how much that is."""
     found: dict[str, int] = {}
     for job, _ in timed:
-        if job.subject.name in found or job.rung.candidate.format != "onnx":
+        if job.subject.sized_name in found or job.rung.candidate.format != "onnx":
             continue
         try:
             audit = audit_onnx(job.rung.candidate.path, declared="", feeds=job.feeds)
         except InputError:
             continue
         if audit.num_macs:
-            found[job.subject.name] = audit.num_macs
+            found[job.subject.sized_name] = audit.num_macs
     return found
 
 

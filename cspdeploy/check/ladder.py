@@ -10,10 +10,11 @@ from typing import Any
 from cspdeploy.check.phases import Phases
 from cspdeploy.check.regression import compare_bundles, require_comparable
 from cspdeploy.check.settings import DEFAULT_TIME_LIMIT_S, Progress, VerifySettings
-from cspdeploy.check.subject import Subject, bundle_subject
+from cspdeploy.check.subject import Subject, bundle_subjects
 from cspdeploy.check.subject_check import PREPROCESS, SubjectCheck
 from cspdeploy.core.env import describe_environment
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.sizes import base_kind
 from cspdeploy.core.tolerance import ALL_ARTIFACTS
 from cspdeploy.core.types import ParityRow, VerifyReport
 
@@ -34,7 +35,8 @@ def verify_bundles(
         InputError: a bundle that cannot be read.
         TamperedError: a file is not the one of the manifest.
     """
-    return verify_subjects((bundle_subject(folder) for folder in folders), settings, progress=progress)
+    subjects = (subject for folder in folders for subject in bundle_subjects(folder))
+    return verify_subjects(subjects, settings, progress=progress)
 
 
 def verify_subjects(
@@ -58,20 +60,20 @@ def verify_subjects(
     environment = describe_environment()  # before this loads the machine
     for subject in subjects:
         _require_usable(subject, settings)
-        floors[subject.name] = max(subject.floors.values())
-        if subject.untrained:
+        floors[subject.sized_name] = max(subject.floors.values())
+        if subject.untrained and subject.name not in untrained:
             untrained.append(subject.name)
         if subject.synthetic:
             warnings.append(f"{subject.name}: judged on random numbers, not on images; --images DIR gives it real ones")
-        warnings += [f"{subject.name}: {warning}" for warning in subject.warnings]
-        notes += [f"{subject.name}: {note}" for note in subject.notes]
+        warnings += [f"{subject.sized_name}: {warning}" for warning in subject.warnings]
+        notes += [f"{subject.sized_name}: {note}" for note in subject.notes]
         files |= {(subject.name, made.artifact): made.path for made in subject.candidates}
         if subject.manifest is None:  # of a file by itself, blame must be told what it is judged by
             origins[subject.name] = subject.candidates[0].path
         check = SubjectCheck(subject, settings, phases, progress)
         rows += check.rows()
         warnings += check.warnings
-    if not any(row.verdict != "not-checkable" and row.artifact != PREPROCESS for row in rows):
+    if not any(row.verdict != "not-checkable" and base_kind(row.artifact) != PREPROCESS for row in rows):
         raise InputError("nothing could be checked: no runtime here reads these artifacts", fix="cspdeploy doctor")
     failed = [row for row in rows if row.failed]
     return VerifyReport(
@@ -99,11 +101,11 @@ def compare_with(
         InputError: bundles of other classes or outputs, or one that cannot be read.
         TamperedError: a file is not the one of its manifest.
     """
-    subject = bundle_subject(old)
-    known = {ALL_ARTIFACTS, *(made.artifact for made in subject.candidates)}
+    subjects = list(bundle_subjects(old))
+    known = {ALL_ARTIFACTS, *(made.artifact for subject in subjects for made in subject.candidates)}
     given = {name: limit for name, limit in settings.tolerances.items() if name in known}
     before = verify_subjects(
-        [subject], dataclasses.replace(settings, latency=None, tolerances=given), progress=progress
+        subjects, dataclasses.replace(settings, latency=None, tolerances=given), progress=progress
     )
     found = compare_bundles(old, new, old_rows=before.rows, new_rows=report.rows, settings=settings, progress=progress)
     lost = [one for one in found if one.verdict in ("worse", "gone")]

@@ -23,6 +23,7 @@ from cspdeploy.core.golden import num_golden_images
 from cspdeploy.core.imagenet import NUM_IMAGENET_CLASSES
 from cspdeploy.core.onnx_graph import OnnxModel, Value, read_onnx
 from cspdeploy.core.preprocess import list_images, preprocess
+from cspdeploy.core.sizes import size_of
 from cspdeploy.core.spec import Task
 from cspdeploy.core.types import TensorInfo
 
@@ -114,7 +115,7 @@ def _in_bundle(path: Path) -> tuple[Subject | None, str]:
     artifact = next((item for item in manifest.artifacts if item.file == path.name), None)
     if artifact is None:
         return None, f"judged by itself: {folder} does not list it"
-    subject = bundle_subject(folder)
+    subject = bundle_subject(folder, size_px=size_of(artifact.kind))
     chosen = tuple(item for item in subject.candidates if item.artifact == artifact.kind)
     note = f"judged by the golden outputs of its bundle; the whole ladder: cspdeploy verify {folder}"
     return dataclasses.replace(subject, name=str(path), title=path.name, candidates=chosen, notes=(note,)), ""

@@ -15,11 +15,12 @@ from cspdeploy.check.opening import CheckedSession, start_session
 from cspdeploy.check.rung_check import run_all
 from cspdeploy.check.rungs import Rung, list_rungs
 from cspdeploy.check.settings import Progress, VerifySettings
-from cspdeploy.check.subject import ORIGINAL, Subject, bundle_subject
+from cspdeploy.check.subject import ORIGINAL, Subject, bundle_subjects
 from cspdeploy.core.catalog import ACCURACY_BUDGET, EAGER
 from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.metrics import relative_l2, top_k
 from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.sizes import Size, base_kind, size_of
 from cspdeploy.core.types import ParityRow, Regression
 from cspdeploy.runtimes.base import Outputs
 
@@ -61,32 +62,53 @@ def compare_bundles(
     """
     before, after = require_comparable(old, new)
     then, now = _by_key(old_rows, before), _by_key(new_rows, after)
-    pair = _Pair(before, after, settings)
+    pairs = {size: _Pair(before[size], after[size], settings) for size in after if size in before}
     keys = list(dict.fromkeys([*now, *then]))
     found = []
     for done, key in enumerate(keys):
         progress(f"against {old.name}: {key[0]} on {key[1]}", done, len(keys))
-        found.append(pair.compare(key, then.get(key), now.get(key)))
+        if key in then and key in now:
+            found.append(pairs[size_of(key[0])].compare(key, then[key], now[key]))
+        else:
+            found.append(_only_one(key, then.get(key), now.get(key)))
     return tuple(found)
 
 
-def _by_key(rows: Iterable[ParityRow], subject: Subject) -> dict[Key, ParityRow]:
+def _by_key(rows: Iterable[ParityRow], subjects: Mapping[Size | None, Subject]) -> dict[Key, ParityRow]:
     """The rows of artifacts: the network itself and the preprocessing are not shipped."""
-    artifacts = {made.artifact for made in subject.candidates} - {EAGER, ORIGINAL}
-    return {
-        (row.artifact, row.runtime): row for row in rows if row.bundle == subject.name and row.artifact in artifacts
+    artifacts = {
+        (subject.name, made.artifact)
+        for subject in subjects.values()
+        for made in subject.candidates
+        if base_kind(made.artifact) not in (EAGER, ORIGINAL)
     }
+    return {(row.artifact, row.runtime): row for row in rows if (row.bundle, row.artifact) in artifacts}
 
 
-def require_comparable(old: Path, new: Path) -> tuple[Subject, Subject]:
-    """Both bundles, of which the old one can stand in for the new one.
+def _only_one(key: Key, then: ParityRow | None, now: ParityRow | None) -> Regression:
+    """An artifact on a runtime of which one bundle has nothing."""
+    artifact, runtime = key
+    return Regression(
+        artifact=artifact, runtime=runtime, verdict="new" if now else "gone",
+        reason="" if now else "in the old bundle, not in the new one",
+        old_verdict=then.verdict if then else "", new_verdict=now.verdict if now else "",
+        old_bytes=then.num_bytes if then else None, new_bytes=now.num_bytes if now else None,
+    )  # fmt: skip
+
+
+def require_comparable(old: Path, new: Path) -> tuple[dict[Size | None, Subject], dict[Size | None, Subject]]:
+    """Both bundles by size, of which the old one can stand in for the new one.
 
     Raises:
         InputError: one cannot be read, or its classes or outputs are not those of the other.
         TamperedError: a file is not the one of its manifest.
     """
-    before, after = bundle_subject(old), bundle_subject(new)
-    _require_alike(before, after)
+    before, after = ({subject.size_px: subject for subject in bundle_subjects(place)} for place in (old, new))
+    common = [size for size in after if size in before]
+    if not common:
+        raise InputError(f"--against {old}: has no input size of {new}", fix="compare bundles of the same sizes")
+    for size in common:
+        _require_alike(before[size], after[size])
     return before, after
 
 
@@ -130,7 +152,7 @@ class _Judgement:
 
 
 class _Pair:
-    """Two bundles, their inputs ready."""
+    """Two bundles at one size, their inputs ready."""
 
     def __init__(self, old: Subject, new: Subject, settings: VerifySettings) -> None:
         self._settings = settings
@@ -155,15 +177,8 @@ class _Pair:
             for subject in (old, new)
         ]
 
-    def compare(self, key: Key, then: ParityRow | None, now: ParityRow | None) -> Regression:
+    def compare(self, key: Key, then: ParityRow, now: ParityRow) -> Regression:
         artifact, runtime = key
-        if then is None or now is None:
-            return Regression(
-                artifact=artifact, runtime=runtime, verdict="new" if now else "gone",
-                reason="" if now else "in the old bundle, not in the new one",
-                old_verdict=then.verdict if then else "", new_verdict=now.verdict if now else "",
-                old_bytes=then.num_bytes if then else None, new_bytes=now.num_bytes if now else None,
-            )  # fmt: skip
         found = Regression(
             artifact=artifact, runtime=runtime, verdict="same", old_verdict=then.verdict, new_verdict=now.verdict,
             old_bytes=then.num_bytes, new_bytes=now.num_bytes,

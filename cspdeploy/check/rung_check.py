@@ -29,6 +29,7 @@ from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.metrics import relative_l2
 from cspdeploy.core.onnx_graph import read_onnx
 from cspdeploy.core.quantised import count_quantised
+from cspdeploy.core.sizes import base_kind
 from cspdeploy.core.tolerance import allowed_flips, limits_for
 from cspdeploy.core.types import ParityRow, PrecisionAudit, Verdict
 from cspdeploy.runtimes.base import Outputs
@@ -201,7 +202,7 @@ class RungCheck:
 
 def _declared(made: Candidate) -> str:
     """What its kind promises of a file: of one whose weights alone are in 8 bits, nothing of the arithmetic."""
-    kind = ARTIFACT_KINDS.get(made.artifact)
+    kind = ARTIFACT_KINDS.get(base_kind(made.artifact))
     return INT8_WEIGHTS if kind is not None and kind.weights_only else made.precision
 
 

@@ -15,15 +15,19 @@ from cspdeploy.check.image_feeds import pixel_change, pixels_for
 from cspdeploy.core.bundle import check_hashes, file_sha256, read_manifest
 from cspdeploy.core.catalog import CLASSES_OUTPUT, EAGER, PROBABILITIES_OUTPUT
 from cspdeploy.core.errors import InputError
-from cspdeploy.core.golden import GOLDEN_FILE, Golden, read_golden
+from cspdeploy.core.golden import Golden, read_golden
 from cspdeploy.core.model_folder import WEIGHTS_FILE
 from cspdeploy.core.onnx_file import check_external_data, external_data_files
 from cspdeploy.core.quantised import recorded_quantised
+from cspdeploy.core.sizes import Size, at_size, golden_file, size_label, sized_kind, sizes_of
 from cspdeploy.core.spec import ModelSpec, Task
 from cspdeploy.core.tolerance import noise_floors
 from cspdeploy.core.types import Artifact, Frontend, Manifest, TensorInfo
 
-__all__ = ["ONNX_FAMILY", "ORIGINAL", "Candidate", "Subject", "bundle_subject", "find_weights", "onnx_sha256"]
+__all__ = [
+    "ONNX_FAMILY", "ORIGINAL", "Candidate", "Subject", "bundle_subject", "bundle_subjects", "find_weights",
+    "onnx_sha256",
+]  # fmt: skip
 
 ONNX_FAMILY = "onnx"
 """`NetworkSpec.family` of a bundle that was made from an ONNX file: there is no network to build."""
@@ -110,7 +114,9 @@ class Subject:
         synthetic: the inputs are random numbers, of which no decision means anything.
         notes: how the reference came about.
         warnings: why that reference proves less than it should.
-        manifest, golden: of a bundle; None for anything else.
+        manifest, golden: of a bundle, as if it had this size alone; None for anything else.
+        size_px: of a bundle of several sizes, where that is not its first one.
+        siblings: artifacts of the same bundle that are of another size.
     """
 
     name: str
@@ -128,6 +134,13 @@ class Subject:
     warnings: tuple[str, ...] = ()
     manifest: Manifest | None = None
     golden: Golden | None = None
+    size_px: Size | None = None
+    siblings: tuple[str, ...] = ()
+
+    @property
+    def sized_name(self) -> str:
+        """Its name, with the size where that is not the bundle's first one."""
+        return f"{self.name}{size_label(self.size_px)}"
 
     @property
     def num_inputs(self) -> int:
@@ -172,26 +185,44 @@ def _filled(array: Array, count: int) -> Array:
     return np.ascontiguousarray(whole)
 
 
-def bundle_subject(folder: Path) -> Subject:
+def bundle_subject(folder: Path, *, size_px: Size | None = None) -> Subject:
     """A bundle, its hashes checked before anything is opened.
+
+    Args:
+        size_px: which of its sizes, as its artifacts are named by it; None: the first one.
 
     Raises:
         InputError: a bundle that cannot be read.
         TamperedError: a file is not the one of the manifest.
     """
-    manifest = read_manifest(folder)
-    check_hashes(folder, manifest)
-    if all(record.file != GOLDEN_FILE for record in manifest.files):
-        raise InputError(f"{folder}: the manifest names no {GOLDEN_FILE}", fix="export the bundle again")
-    golden = read_golden(folder / GOLDEN_FILE)
+    whole = read_manifest(folder)
+    check_hashes(folder, whole)
+    return _at_size(folder, whole, size_px or sizes_of(whole.artifacts)[0])
+
+
+def bundle_subjects(folder: Path) -> Iterator[Subject]:
+    """The same of each of its sizes, one after another, since each holds its images and outputs. Raises the same."""
+    whole = read_manifest(folder)
+    check_hashes(folder, whole)
+    for size_px in sizes_of(whole.artifacts):
+        yield _at_size(folder, whole, size_px)
+
+
+def _at_size(folder: Path, whole: Manifest, size_px: Size | None) -> Subject:
+    file = golden_file(size_px)
+    if all(record.file != file for record in whole.files):
+        raise InputError(f"{folder}: the manifest names no {file}", fix="export the bundle again")
+    manifest, golden = at_size(whole, size_px), read_golden(folder / file)
     made = manifest.artifacts
-    first = _original if manifest.spec.network.family == ONNX_FAMILY else _eager
+    first = (_original if manifest.spec.network.family == ONNX_FAMILY else _eager)(folder, manifest)
+    first = dataclasses.replace(first, artifact=sized_kind(first.artifact, size_px))
     return Subject(
-        name=str(folder), title=manifest.spec.name, task=manifest.spec.task, labels=manifest.labels,
-        feeds={manifest.artifacts[0].inputs[0].name: golden.x_NCHW}, outputs_fp64=golden.outputs_fp64,
+        name=str(folder), title=f"{manifest.spec.name}{size_label(size_px)}", task=manifest.spec.task,
+        labels=manifest.labels, feeds={made[0].inputs[0].name: golden.x_NCHW}, outputs_fp64=golden.outputs_fp64,
         floors=noise_floors(golden),
-        candidates=(first(folder, manifest), *(_fed(_candidate(folder, item), golden, manifest) for item in made)),
-        untrained=manifest.spec.provenance.untrained, manifest=manifest, golden=golden,
+        candidates=(first, *(_fed(_candidate(folder, item), golden, manifest) for item in made)),
+        untrained=manifest.spec.provenance.untrained, manifest=manifest, golden=golden, size_px=size_px,
+        siblings=tuple(item.kind for item in whole.artifacts if item not in made),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from cspdeploy.check.subject import Subject
 from cspdeploy.core.errors import CspDeployError, RuntimeUnavailableError
 from cspdeploy.core.metrics import max_abs_difference
 from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.sizes import sized_kind
 from cspdeploy.core.tolerance import require_known
 from cspdeploy.core.types import ParityRow, Timing
 
@@ -41,7 +42,8 @@ class SubjectCheck:
     def rows(self) -> list[ParityRow]:
         """A row for the preprocessing, and one for each rung."""
         rungs = list_rungs(self._subject, runtimes=list(self._settings.runtimes))
-        require_known(self._settings.tolerances, [made.artifact for made in self._subject.candidates])
+        known = [made.artifact for made in self._subject.candidates]
+        require_known(self._settings.tolerances, [*known, *self._subject.siblings])
         first = [*self._preprocess_rows(), *self._frontend_rows()]
         rows: list[ParityRow] = []
         timed: dict[int, Burst] = {}
@@ -78,8 +80,10 @@ class SubjectCheck:
             return []
         with self._phases("preprocess"):
             made = preprocess(list(golden.images), manifest.spec.preprocess)
-        base = ParityRow(bundle=self._subject.name, artifact=PREPROCESS, runtime="shared", verdict="pass",
-                         num_images=len(made), limit=PREPROCESS_LIMIT)  # fmt: skip
+        base = ParityRow(
+            bundle=self._subject.name, artifact=sized_kind(PREPROCESS, self._subject.size_px), runtime="shared",
+            verdict="pass", num_images=len(made), limit=PREPROCESS_LIMIT,
+        )  # fmt: skip
         if made.shape != golden.x_NCHW.shape:
             reason = f"makes {list(made.shape)}, the golden inputs are {list(golden.x_NCHW.shape)}"
             return [dataclasses.replace(base, verdict="shape", reason=reason)]
@@ -95,7 +99,8 @@ class SubjectCheck:
         for made in self._subject.candidates:
             if made.frontend is None:
                 continue
-            base = ParityRow(bundle=self._subject.name, artifact=PREPROCESS, runtime=made.artifact, verdict="error")
+            kind = sized_kind(PREPROCESS, self._subject.size_px)
+            base = ParityRow(bundle=self._subject.name, artifact=kind, runtime=made.artifact, verdict="error")
             with self._phases("preprocess"):
                 rows.append(frontend_row(base, self._subject, made, self._settings))
         return rows

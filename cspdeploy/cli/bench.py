@@ -102,13 +102,13 @@ def _require_sane(threads: int) -> None:
 def _groups(places: list[Path]) -> list[tuple[str, list[Subject]]]:
     """Each bundle by itself, all files together."""
     from cspdeploy.check.loose_file import file_subject
-    from cspdeploy.check.subject import bundle_subject
+    from cspdeploy.check.subject import bundle_subjects
     from cspdeploy.core.bundle import find_bundles
 
     files = [place for place in places if is_onnx(place)]
     folders = [place for place in places if not is_onnx(place)]
     bundles = [] if files and not folders else find_bundles(folders, default=DEFAULT_FOLDER)
-    groups = [(str(folder), [bundle_subject(folder)]) for folder in bundles]
+    groups = [(str(folder), list(bundle_subjects(folder))) for folder in bundles]
     if files:
         name = str(files[0]) if len(files) == 1 else "files"
         groups.append((name, [file_subject(path, reference=False) for path in files]))

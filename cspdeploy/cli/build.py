@@ -49,6 +49,22 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return height_px, width_px
 
 
+def parse_sizes(text: str | None) -> tuple[tuple[int, int], ...]:
+    """Parse "224,256,320x256": the bundle's own size first; none where no size is given.
+
+    Raises:
+        InputError: anything else, or a size twice.
+    """
+    if text is None:
+        return ()
+    sizes = [size for part in text.split(",") if (size := parse_size(part.strip())) is not None]
+    twice = next((size for i, size in enumerate(sizes) if size in sizes[:i]), None)
+    if twice is not None:
+        once = ",".join("x".join(map(str, size)) for size in dict.fromkeys(sizes))
+        raise InputError(f"--size {text}: {twice[0]}x{twice[1]} is there twice", fix=f"--size {once}")
+    return tuple(sizes)
+
+
 def parse_strides(text: str | None) -> tuple[int, ...]:
     """Parse "8,16,32".
 
@@ -83,7 +99,13 @@ def export(
     names: Annotated[
         Path | None, typer.Option("--names", help="File of class names, one a line, in the order of the weights.")
     ] = None,
-    size: Annotated[str | None, typer.Option("--size", help="Input size in pixels, H or HxW.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            help="Input size in pixels, H or HxW; several with commas between for ONNX files of each: 224,256,320.",
+        ),
+    ] = None,
     preprocess: Annotated[
         str | None,
         typer.Option(
@@ -156,9 +178,11 @@ def export(
     from cspdeploy.pipeline.also_step import parse_also
     from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 
+    sizes = parse_sizes(size)
     request = ExportRequest(
         model=model, models=models, output=output, weights=weights, names=names, calibration=calib,
-        size_px=parse_size(size), preprocess=preprocess, features=features, strides=parse_strides(strides), fp16=fp16,
+        size_px=sizes[0] if sizes else None, further_sizes_px=sizes[1:], preprocess=preprocess, features=features,
+        strides=parse_strides(strides), fp16=fp16,
         int8=quantised, opset=opset, dynamic_batch=dynamic_batch, target=target, frontend=frontend,
         also=parse_also(also or ()),
     )  # fmt: skip

@@ -184,9 +184,9 @@ def _subjects(
     files: list[Path], folders: list[Path], against: Path | None, images: Path | None, contract: str | None
 ) -> Iterator[Subject]:
     """One at a time, since each holds its images and outputs."""
-    from cspdeploy.check.subject import bundle_subject
+    from cspdeploy.check.subject import bundle_subjects
 
-    yield from (bundle_subject(folder) for folder in folders)
+    yield from (subject for folder in folders for subject in bundle_subjects(folder))
     if files:
         from cspdeploy.check.loose_file import file_subject
 

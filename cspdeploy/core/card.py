@@ -16,6 +16,7 @@ from pathlib import Path
 from cspdeploy.core.codec import from_json, to_json
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.onnx_edit import with_metadata
+from cspdeploy.core.sizes import size_of, spec_at
 from cspdeploy.core.spec import Preprocess, Provenance, Task
 from cspdeploy.core.types import Artifact, Frontend, Manifest
 
@@ -32,7 +33,7 @@ class ModelCard:
     """Of one ONNX file.
 
     Attributes:
-        artifact: kind, of `cspdeploy.core.catalog.ARTIFACT_KINDS`.
+        artifact: kind, of `cspdeploy.core.catalog.ARTIFACT_KINDS`; with a size where its bundle has several.
         labels: in the order of the class scores; placeholders for what is no classifier.
         preprocess: from an image to the network's input; where there is a `frontend`, what the graph does of it itself.
         outputs: names, in the order of the file.
@@ -64,10 +65,11 @@ class ModelCard:
 
 def card_of(manifest: Manifest, artifact: Artifact, *, tool: str) -> ModelCard:
     """That of an artifact of a bundle."""
+    spec = spec_at(manifest.spec, size_of(artifact.kind))
     return ModelCard(
-        model=manifest.spec.name, artifact=artifact.kind, task=manifest.spec.task, labels=manifest.labels,
-        preprocess=manifest.spec.preprocess, outputs=tuple(value.name for value in artifact.outputs),
-        provenance=manifest.spec.provenance, tool=tool, frontend=artifact.frontend,
+        model=spec.name, artifact=artifact.kind, task=spec.task, labels=manifest.labels,
+        preprocess=spec.preprocess, outputs=tuple(value.name for value in artifact.outputs),
+        provenance=spec.provenance, tool=tool, frontend=artifact.frontend,
     )  # fmt: skip
 
 

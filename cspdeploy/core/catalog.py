@@ -39,6 +39,7 @@ class ArtifactKind:
         suffix: after the model's name.
         weights_only: its weights are of that precision, its arithmetic is not.
         frontend_of: the kind that this one is with preprocessing in its graph; empty for any other.
+        also: the `--also` by which it is asked for; empty for any other.
         summary: one line for README and reports.
     """
 
@@ -48,6 +49,7 @@ class ArtifactKind:
     precision: Precision
     weights_only: bool = False
     frontend_of: str = ""
+    also: str = ""
     summary: str
 
 
@@ -60,7 +62,7 @@ ARTIFACT_KINDS: dict[str, ArtifactKind] = {
             summary="traced and frozen, batch norms folded; PyTorch is retiring the format",
         ),
         ArtifactKind(
-            name="pt2", suffix=".pt2", format="pt2", precision="fp32",
+            name="pt2", suffix=".pt2", format="pt2", precision="fp32", also="pt2",
             summary="the program of torch.export, which PyTorch keeps",
         ),
         ArtifactKind(
@@ -92,19 +94,19 @@ ARTIFACT_KINDS: dict[str, ArtifactKind] = {
             summary="8 bits behind float32 preprocessing in the graph: bytes of a picture in",
         ),
         ArtifactKind(
-            name="ort", suffix=".ort", format="ort", precision="fp32",
+            name="ort", suffix=".ort", format="ort", precision="fp32", also="ort",
             summary="float32 in ONNX Runtime's flat format, for mobile builds",
         ),
         ArtifactKind(
-            name="ort-int8", suffix=".int8.ort", format="ort", precision="int8",
+            name="ort-int8", suffix=".int8.ort", format="ort", precision="int8", also="ort",
             summary="8 bits in ONNX Runtime's flat format, for mobile builds",
         ),
         ArtifactKind(
-            name="onnx-opt", suffix=".opt.onnx", format="ort", precision="fp32",
+            name="onnx-opt", suffix=".opt.onnx", format="ort", precision="fp32", also="opt",
             summary="float32 as ONNX Runtime optimises it on one machine: opens faster there",
         ),
         ArtifactKind(
-            name="onnx-int8-opt", suffix=".int8.opt.onnx", format="ort", precision="int8",
+            name="onnx-int8-opt", suffix=".int8.opt.onnx", format="ort", precision="int8", also="opt",
             summary="8 bits as ONNX Runtime optimises them on one machine: opens faster there",
         ),
     )
@@ -125,9 +127,14 @@ INT8_TIME_LIMIT_S = 600.0
 """Of a search for what meets a budget: some tens of files, at 0.5 to 10 s each to make and judge."""
 
 
-def artifact_file(model: str, kind: str) -> str:
-    """File name of an artifact: the model's name and the suffix of its kind."""
-    return f"{model}{ARTIFACT_KINDS[kind].suffix}"
+def artifact_file(model: str, kind: str, *, size_px: tuple[int, int] | None = None) -> str:
+    """File name of an artifact: the model's name and the suffix of its kind.
+
+    Args:
+        size_px: height and width where that is not the bundle's own: `name.320x320.onnx`.
+    """
+    size = "" if size_px is None else f".{size_px[0]}x{size_px[1]}"
+    return f"{model}{size}{ARTIFACT_KINDS[kind].suffix}"
 
 
 # Why 16: the noise floor is the distance between the eager FP32 and FP64 outputs. Another FP32 engine sums in another

@@ -12,6 +12,7 @@ from threading import Thread
 from cspdeploy.core.bundle import MANIFEST_FILE, check_hashes, read_manifest
 from cspdeploy.core.errors import InputError, did_you_mean
 from cspdeploy.core.integrity import held_unchanged
+from cspdeploy.core.sizes import base_kind, contract_of
 from cspdeploy.core.spec import Preprocess, Provenance, Task
 from cspdeploy.core.types import Artifact, Frontend, Manifest
 from cspdeploy.runtimes import require_runtime
@@ -29,7 +30,7 @@ class OpenedArtifact:
 
     Attributes:
         model: its name.
-        kind: of `cspdeploy.core.catalog.ARTIFACT_KINDS`.
+        kind: of `cspdeploy.core.catalog.ARTIFACT_KINDS`; with a size, "onnx@320x320", where it is of a further one.
         path: the file.
         precision: "fp32", "fp16", "int8".
         contract: from an image to the network's input; with a `frontend`, what the graph does of it itself.
@@ -167,7 +168,8 @@ def of_manifest(
     spec, names = manifest.spec, tuple(value.name for value in artifact.outputs)
     return OpenedArtifact(
         model=spec.name, kind=artifact.kind, path=path, precision=artifact.precision, task=spec.task,
-        labels=manifest.labels, contract=spec.preprocess, frontend=artifact.frontend, provenance=spec.provenance,
+        labels=manifest.labels, contract=contract_of(manifest, artifact), frontend=artifact.frontend,
+        provenance=spec.provenance,
         outputs=_own_outputs(names, artifact.frontend), input_name=artifact.inputs[0].name,
         input_shape=artifact.inputs[0].shape, runtime=runtime, session=session, hash_checked=True,
     )  # fmt: skip
@@ -188,7 +190,7 @@ def _open_single(path: Path, *, runtime: str, num_threads: int) -> OpenedArtifac
             f"{path}: carries no card that says what it takes, expected a bundle or an ONNX file of cspdeploy export",
             fix="name the bundle's folder, or export it again",
         )
-    kind = ARTIFACT_KINDS.get(card.artifact)
+    kind = ARTIFACT_KINDS.get(base_kind(card.artifact))
     if kind is None:
         raise InputError(f"{path}: its card calls it '{card.artifact}', which is unknown here", fix="update cspdeploy")
     engine = require_runtime(runtime)

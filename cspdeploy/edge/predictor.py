@@ -58,7 +58,8 @@ class Predictor:
         Args:
             bundle: the folder, its manifest.json, or one ONNX file that carries a card (then that is the artifact, and
                 its hash is known to nobody: `hash_checked` is False).
-            artifact: kind of artifact: "onnx", "onnx-fp16", "onnx-int8", "onnx-u8", ..., "torchscript".
+            artifact: kind of artifact: "onnx", "onnx-fp16", "onnx-int8", "onnx-u8", ..., "torchscript"; of a bundle of
+                several sizes "onnx@320x320" for the 320 px one, which brings its own preprocessing.
             runtime: "ort-cpu", "ort-cuda", "openvino", "torchscript-cpu", ... It runs there or not at all.
             num_threads: of the engine inside one call; 0: as it chooses.
             channel_order: of the arrays that the application gives: "rgb", or "bgr" as OpenCV has them. Image files

@@ -15,6 +15,7 @@ from cspdeploy.core.env import describe_environment, num_usable_cpus
 from cspdeploy.core.errors import CspDeployError, InputError, RuntimeUnavailableError, TamperedError
 from cspdeploy.core.golden import GOLDEN_FILE, Golden, read_golden
 from cspdeploy.core.integrity import file_sha256
+from cspdeploy.core.sizes import at_size, golden_file, size_of, sizes_of
 from cspdeploy.core.timings import Timings, read_timings
 from cspdeploy.core.types import Artifact, Manifest
 from cspdeploy.edge.images import Feed
@@ -95,10 +96,12 @@ class _Selftest:
     def report(self) -> SelftestReport:
         checks = self._whole()
         if all(row.verdict != "fail" for row in checks):
-            golden = read_golden(self._folder / GOLDEN_FILE)
-            checks.append(check_preprocess(golden, self._manifest))
-            for planned in self._planned:
-                checks += self._artifact(planned, golden)
+            for size_px in sizes_of(planned.artifact for planned in self._planned):
+                golden = read_golden(self._folder / golden_file(size_px))
+                checks.append(check_preprocess(golden, at_size(self._manifest, size_px), size_px=size_px))
+                for planned in self._planned:
+                    if size_of(planned.artifact.kind) == size_px:
+                        checks += self._artifact(planned, golden)
         else:
             checks += [_skipped(planned, "not opened: its bundle is not whole") for planned in self._planned]
         return SelftestReport(
@@ -123,8 +126,9 @@ class _Selftest:
                 checks.append(CheckRow(check="signature", verdict="fail", reason=error.message))
         sizes = {one.file: one.num_bytes for one in self._manifest.artifacts}
         sizes |= {one.file: one.num_bytes for one in self._manifest.files}
-        if GOLDEN_FILE not in sizes:
-            raise InputError(f"{self._folder}: the manifest names no {GOLDEN_FILE}", fix="export the bundle again")
+        for name in map(golden_file, sizes_of(self._manifest.artifacts)):
+            if name not in sizes:
+                raise InputError(f"{self._folder}: the manifest names no {name}", fix="export the bundle again")
         megabytes = sum(sizes.values()) / 1e6
         try:
             check_hashes(self._folder, self._manifest)

@@ -18,6 +18,7 @@ from cspdeploy.core.compare import Comparison, compare_outputs
 from cspdeploy.core.golden import Golden
 from cspdeploy.core.metrics import max_abs_difference, softmax
 from cspdeploy.core.quantised import count_quantised, recorded_quantised
+from cspdeploy.core.sizes import Size, size_label
 from cspdeploy.core.tolerance import allowed_flips, limits_for, noise_floors
 from cspdeploy.core.types import Artifact, Limit, Manifest
 from cspdeploy.edge.calls import Calls
@@ -40,11 +41,16 @@ MIN_RUNS, MAX_RUNS, MIN_SECONDS, MAX_SECONDS = 3, 200, 0.5, 10.0
 WARM_UP_RUNS = 2
 
 
-def check_preprocess(golden: Golden, manifest: Manifest) -> CheckRow:
-    """The stored images through this device's own preprocessing, against the stored inputs."""
+def check_preprocess(golden: Golden, manifest: Manifest, *, size_px: Size | None = None) -> CheckRow:
+    """The stored images through this device's own preprocessing, against the stored inputs.
+
+    Args:
+        manifest: as if the bundle had the size of `golden` alone.
+        size_px: that size, where it is not the bundle's first one; the row says so.
+    """
     feed = Feed(contract=manifest.spec.preprocess)
     made = np.concatenate([feed.prepare(image) for image in golden.images])
-    row = CheckRow(check="preprocess", verdict="pass", num_images=len(made))
+    row = CheckRow(check="preprocess", artifact=size_label(size_px), verdict="pass", num_images=len(made))
     if made.shape != golden.x_NCHW.shape:
         reason = f"makes {list(made.shape)}, the golden inputs are {list(golden.x_NCHW.shape)}"
         return dataclasses.replace(row, verdict="fail", reason=reason)

@@ -83,6 +83,7 @@ class OnnxOrigin:
         self._path, self._operators, self._sha256 = path, operators, onnx_sha256(path)
         self.input_name, self.opset = value.name, _opset(model, opset, max_opset)
         self._card = read_card(model.metadata, name=path.name)
+        self._value, self._dynamic_batch = value, dynamic_batch
         contract = _contract(path, value, preprocess, size_px, self._card)
         size = (contract.height_px, contract.width_px)
         self._names = tuple(output.name for output in model.graph.outputs)
@@ -171,6 +172,11 @@ class OnnxOrigin:
         """There is no network to export."""
         return None
 
+    def require_size(self, size_px: tuple[int, int]) -> None:
+        """By what its input declares, and by runs on empty pictures."""
+        _require_size(self._value, size_px)
+        self._probe(size_px, dynamic_batch=self._dynamic_batch)
+
     def reference(self, x_NCHW: npt.NDArray[np.float32]) -> tuple[Outputs64, Outputs32]:
         """By the file itself, not by its copy: in FP64, and as it is on an engine that optimises nothing."""
         original = Candidate(
@@ -248,17 +254,21 @@ def _contract(
             f"{path}: how its images are prepared is never guessed, expected --preprocess",
             fix=f"--preprocess {CHOICES} with its contract",
         )
-    height, width = (value.shape or ())[2:]
     own = image_size(value)
     if size_px is not None:
-        fits = (isinstance(height, str) or height == size_px[0]) and (isinstance(width, str) or width == size_px[1])
-        if not fits:
-            asked = f"{size_px[0]}x{size_px[1]}"
-            raise InputError(f"--size {asked}: input {describe(value)} has its size built in", fix="leave out --size")
+        _require_size(value, size_px)
     if given is None and card is not None:
         contract = card.preprocess
         return contract.with_size(*(size_px or own or (contract.height_px, contract.width_px)))
     return find_contract(given or "", size_px=size_px or own)
+
+
+def _require_size(value: Value, size_px: tuple[int, int]) -> None:
+    height, width = (value.shape or ())[2:]
+    fits = (isinstance(height, str) or height == size_px[0]) and (isinstance(width, str) or width == size_px[1])
+    if not fits:
+        asked = f"{size_px[0]}x{size_px[1]}"
+        raise InputError(f"--size {asked}: input {describe(value)} has its size built in", fix="leave out --size")
 
 
 def _labels(spec: ModelSpec, names: Path | None, card: ModelCard | None) -> tuple[tuple[str, ...], str]:

@@ -132,6 +132,7 @@ class Int8Step:
         folder: images of the user's, or None; `stored` was then made of some of them.
         target: runtime that the file must be fit for; None: ONNX Runtime on this machine.
         weights: file that the network's weights were read from, as the manifest records it.
+        take_trained: a plan of `cspdeploy train --qat` is used where there is one. It fits one input size.
 
     Raises:
         InputError: options, images, labels or target that will not do.
@@ -149,6 +150,7 @@ class Int8Step:
         folder: Path | None,
         target: str | None,
         weights: str = "",
+        take_trained: bool = True,
     ) -> None:
         from cspdeploy.quant.audit_images import audit_calibration
         from cspdeploy.quant.decide import require_measurable
@@ -160,7 +162,7 @@ class Int8Step:
         require_measurable(budget, self._placement, points=request.mode == "static")
         self._settings = request.settings()
         self._weights_sha256 = spec.provenance.weights_sha256
-        self._trained = _open_trained(request, spec, weights, self._placement.name)
+        self._trained = _open_trained(request, spec, weights, self._placement.name) if take_trained else None
         self._labelled = _open_labelled(request, spec, labels)
         self._images = images_to_calibrate(
             spec, stored=stored, golden=golden, origin=origin, folder=folder, max_images=request.max_images

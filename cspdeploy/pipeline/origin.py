@@ -25,7 +25,7 @@ from cspdeploy.export.reference import compute_reference
 from cspdeploy.export.rewrite import write_model
 from cspdeploy.export.torchscript import export_torchscript
 from cspdeploy.nets.exported import FEATURE_STRIDES
-from cspdeploy.pipeline.source import Source
+from cspdeploy.pipeline.source import Source, resized
 
 __all__ = ["Origin", "TorchOrigin"]
 
@@ -65,6 +65,14 @@ class Origin(Protocol):
 
     def write_pt2(self, path: Path, x_NCHW: npt.NDArray[np.float32]) -> StepRecord | None:
         """Write the program of `torch.export`; None where the model has no such form."""
+        ...
+
+    def require_size(self, size_px: tuple[int, int]) -> None:
+        """Make sure that it runs at another height and width, too.
+
+        Raises:
+            InputError: it does not.
+        """
         ...
 
     def reference(self, x_NCHW: npt.NDArray[np.float32]) -> tuple[Outputs64, Outputs32]:
@@ -113,6 +121,10 @@ class TorchOrigin:
     def write_pt2(self, path: Path, x_NCHW: npt.NDArray[np.float32]) -> StepRecord | None:
         """By `torch.export`, the batch free."""
         return export_pt2(self._model, torch.from_numpy(x_NCHW[:1]), path)
+
+    def require_size(self, size_px: tuple[int, int]) -> None:
+        """By one run on an empty picture."""
+        _output_shapes(self._model, resized(self.spec, size_px))
 
     def reference(self, x_NCHW: npt.NDArray[np.float32]) -> tuple[Outputs64, Outputs32]:
         """By PyTorch."""

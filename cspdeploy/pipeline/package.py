@@ -25,9 +25,9 @@ from cspdeploy.core.bundle import (
     write_manifest,
 )
 from cspdeploy.core.errors import InputError, did_you_mean
-from cspdeploy.core.golden import GOLDEN_FILE
 from cspdeploy.core.model_folder import LABELS_FILE, write_text
 from cspdeploy.core.signature import check_private_key, sign_folder
+from cspdeploy.core.sizes import base_kind, full_kind, golden_file, sizes_of
 from cspdeploy.core.types import Artifact, FileRecord, Manifest
 from cspdeploy.pipeline.package_licence import LICENCE_FILE, licence_page, read_licence
 from cspdeploy.pipeline.package_modules import compiled, needed_files, runtime_modules
@@ -40,8 +40,9 @@ Progress = Callable[[str, int, int], None]
 ALL = "all"
 DEFAULT_KINDS = ("onnx", "onnx-int8")
 """FP32 runs everywhere, and INT8 is in a bundle only where it is smaller, faster and within its accuracy budget."""
-DEVICE_FILES = (GOLDEN_FILE, LABELS_FILE, LICENCE_FILE)
-"""Of the files beside artifacts. What an export may add for its own use stays behind."""
+DEVICE_FILES = (LABELS_FILE, LICENCE_FILE)
+"""Of the files beside artifacts, with the golden images of their sizes. What an export may add for its own use stays
+behind."""
 
 ENTRY_MODULE = "cspdeploy.edge.zipapp_main"
 BUNDLE_FOLDER = "bundle/"
@@ -71,7 +72,8 @@ class PackageRequest:
 
     Attributes:
         output: "model.zip" or "model.pyz"; its suffix says which of the two.
-        artifacts: kinds; "all" for all of the bundle; none for `DEFAULT_KINDS`.
+        artifacts: kinds, each with all of its sizes, or "onnx@224x224" of one; "all" for all of the bundle; none for
+            `DEFAULT_KINDS`.
         sign: file of an Ed25519 private key, or None.
         licence: of the weights: a file with its text, or its name; empty: what the bundle says of it.
         overwrite: replace a file that is not a package.
@@ -165,33 +167,40 @@ def _choose(manifest: Manifest, request: PackageRequest) -> tuple[Artifact, ...]
     """Artifacts to pack, in the bundle's order."""
     kinds = [artifact.kind for artifact in manifest.artifacts]
     wanted = set(request.artifacts)
+    named = {artifact.kind: _names(manifest, artifact) for artifact in manifest.artifacts}
     for kind in request.artifacts:
-        if kind not in (*kinds, ALL):
+        if kind != ALL and not any(kind in names for names in named.values()):
             raise InputError(
                 f"{request.bundle}: no artifact '{kind}', it has {', '.join(kinds)}",
                 fix=f"{did_you_mean(kind, kinds)}--artifact {kinds[0]}, or --artifact {ALL}",
             )
     if ALL in wanted:
         return manifest.artifacts
-    if not wanted:
-        wanted = set(kinds) & set(DEFAULT_KINDS)
-    if not wanted:
+    wanted = wanted or set(DEFAULT_KINDS)
+    chosen = tuple(artifact for artifact in manifest.artifacts if wanted & named[artifact.kind])
+    if not chosen:
         raise InputError(
             f"{request.bundle}: has neither of {', '.join(DEFAULT_KINDS)}, which are packed by default",
             fix=f"--artifact {kinds[0]}",
         )
-    return tuple(artifact for artifact in manifest.artifacts if artifact.kind in wanted)
+    return chosen
+
+
+def _names(manifest: Manifest, artifact: Artifact) -> set[str]:
+    """What it is chosen by: its kind, which takes all sizes along, or its kind at its size, "onnx@224x224"."""
+    return {base_kind(artifact.kind), full_kind(manifest, artifact)}
 
 
 def _stage(
     staging: Path, request: PackageRequest, manifest: Manifest, chosen: tuple[Artifact, ...], licence: str
 ) -> Manifest:
     """Write what differs from the bundle's own: manifest.json and the page on the weights."""
-    records = {record.file: record for record in manifest.files if record.file in DEVICE_FILES}
+    needed = (*map(golden_file, sizes_of(chosen)), *DEVICE_FILES)
+    records = {record.file: record for record in manifest.files if record.file in needed}
     if licence or LICENCE_FILE not in records:  # of a package that is packed again, the page that it came with stays
         write_text(staging / LICENCE_FILE, licence_page(manifest.spec, licence))
         records[LICENCE_FILE] = file_record(staging / LICENCE_FILE)
-    files: tuple[FileRecord, ...] = tuple(records[name] for name in DEVICE_FILES if name in records)
+    files: tuple[FileRecord, ...] = tuple(records[name] for name in needed if name in records)
     trimmed = dataclasses.replace(manifest, artifacts=chosen, files=files)
     write_manifest(staging, trimmed)
     return trimmed

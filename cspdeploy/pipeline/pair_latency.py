@@ -20,6 +20,7 @@ from cspdeploy.core.datasets import FASHION_MNIST, FASHION_MNIST_FOLDER, open_da
 from cspdeploy.core.env import num_usable_cpus, package_version
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
 from cspdeploy.core.model_folder import CALIBRATION_FILE, WEIGHTS_FILE, read_calibration, write_calibration, write_spec
+from cspdeploy.core.sizes import size_of
 from cspdeploy.core.types import Artifact, Manifest, Timing
 from cspdeploy.nets.weights import write_safetensors
 from cspdeploy.pipeline.images import real_images
@@ -70,8 +71,8 @@ class Prepared:
     weights: Path
 
     def artifacts(self) -> dict[str, Artifact]:
-        """By kind."""
-        return {artifact.kind: artifact for artifact in self.manifest.artifacts}
+        """By kind, of the bundle's first size."""
+        return {artifact.kind: artifact for artifact in self.manifest.artifacts if size_of(artifact.kind) is None}
 
 
 # --- export ---

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cspdeploy.core.bundle import BUNDLE, disk_errors, read_manifest
 from cspdeploy.core.env import describe_environment
-from cspdeploy.core.golden import GOLDEN_FILE, read_golden
+from cspdeploy.core.golden import read_golden
+from cspdeploy.core.sizes import golden_file, sizes_of
 from cspdeploy.core.timings import timings_of, write_timings
 from cspdeploy.core.types import Artifact, LayerCurve, Manifest, VerifyReport
 from cspdeploy.report.html import bundle_rows, write_report
@@ -36,7 +37,8 @@ def publish_report(
     Raises:
         InputError: a bundle that cannot be read, or a folder that cannot be written.
     """
-    manifest, golden = read_manifest(folder), read_golden(folder / GOLDEN_FILE)
+    manifest = read_manifest(folder)
+    golden = read_golden(folder / golden_file(sizes_of(manifest.artifacts)[0]))
     curves: tuple[LayerCurve, ...] = ()
     if report is None:
         found = VerifyReport(

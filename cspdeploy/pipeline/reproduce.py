@@ -129,7 +129,7 @@ def _request(folder: Path, manifest: Manifest, models: Path) -> ExportRequest:
 def _restored(hint: Any, value: object) -> object:
     """What JSON made of an option back to what it was: lists were tuples, some strings were paths."""
     if isinstance(value, list):
-        return tuple(value)
+        return tuple(_restored(None, item) for item in value)
     return Path(value) if isinstance(value, str) and Path in (hint, *typing.get_args(hint)) else value
 
 

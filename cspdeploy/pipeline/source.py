@@ -21,7 +21,7 @@ from cspdeploy.pipeline.images import real_images
 from cspdeploy.pipeline.labels import default_labels, read_names
 from cspdeploy.pipeline.weights import RANDOM_WEIGHTS, load_trained, locate_weights, make_untrained
 
-__all__ = ["Source", "resolve_source"]
+__all__ = ["Source", "resized", "resolve_source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,7 +73,7 @@ def resolve_source(
     """
     folder, spec = _describe(name, models)
     if size_px and size_px != (spec.preprocess.height_px, spec.preprocess.width_px):
-        spec = _resized(spec, size_px)
+        spec = resized(spec, size_px)
     pictures, origin = real_images(spec, folder, images)
     own_classes = spec.num_classes
     if weights == RANDOM_WEIGHTS:
@@ -107,8 +107,12 @@ def _describe(name: str, models: Path) -> tuple[Path | None, ModelSpec]:
         raise InputError(f"model folder {error}", fix="rename the folder") from error
 
 
-def _resized(spec: ModelSpec, size_px: tuple[int, int]) -> ModelSpec:
-    """For another input size. The recorded accuracy was that of the model's own."""
+def resized(spec: ModelSpec, size_px: tuple[int, int]) -> ModelSpec:
+    """For another input size. The recorded accuracy was that of the model's own.
+
+    Raises:
+        InputError: a layer of a Darknet cfg does not fit at that size.
+    """
     network = spec.network
     if network.family == DARKNET_FAMILY:
         network = resize_cfg(network, size_px)

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cspdeploy.core.catalog import ACCURACY_BUDGET, INT8_AGREEMENT, TIE_FACTOR
+from cspdeploy.core.sizes import base_kind
 from cspdeploy.core.types import Limit, ParityRow, VerifyReport
 
 __all__ = ["render_explain"]
@@ -18,8 +19,13 @@ def render_explain(report: VerifyReport) -> RenderableType:
         rows = [row for row in report.rows if row.bundle == bundle and row.limits]
         if not rows:
             continue
-        floor = report.noise_floor.get(bundle)
-        told = "" if floor is None else f" (noise floor {floor:.2e}: FP32 against FP64 of the original)"
+        # Of each size of the bundle: its own, then those that are named after it.
+        floors = {
+            name.removeprefix(bundle): floor for name, floor in report.noise_floor.items()
+            if base_kind(name) == bundle or name == bundle
+        }  # fmt: skip
+        listed = ", ".join(f"{floor:.2e} {size}".strip() for size, floor in floors.items())
+        told = f" (noise floor {listed}: FP32 against FP64 of the original)" if listed else ""
         parts.append(Text(f"limits of {bundle}{told}", style="bold"))
         for artifact in dict.fromkeys(row.artifact for row in rows):
             parts += _artifact([row for row in rows if row.artifact == artifact])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import warnings
-import zipfile
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.runtimes.base import Runtime, SessionRequest
+from cspdeploy.runtimes.pt2_archive import plain_program
 from cspdeploy.runtimes.torch_device import TorchSession, missing_torch, probe_torch
 
 __all__ = ["RUNTIMES"]
@@ -18,12 +18,11 @@ NOTE = "run node by node as PyTorch's eager mode; compile it for speed"
 def _open(device: str, request: SessionRequest) -> TorchSession:
     import torch
 
-    if not zipfile.is_zipfile(request.path):  # torch.export falls back to an older form, and writes to the log
-        raise InputError(f"{request.path}: not a .pt2 file (no archive)", fix="export it again")
+    program = plain_program(request.path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch about its own files
-            module = torch.export.load(request.path).module().to(device)
+            module = torch.export.load(program).module().to(device)
     except Exception as error:  # what a broken archive makes torch raise shares no base class but this one
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{request.path}: not a .pt2 file that this torch reads ({reason})",

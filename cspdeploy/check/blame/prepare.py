@@ -28,6 +28,7 @@ from cspdeploy.check.subject import Subject, bundle_subject
 from cspdeploy.core.bundle import MANIFEST_FILE, read_manifest
 from cspdeploy.core.catalog import ARTIFACT_KINDS, EAGER
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.sizes import size_of, sized_kind, split_kind
 from cspdeploy.core.tolerance import tolerance_for
 from cspdeploy.core.trace import TraceSource
 from cspdeploy.runtimes.base import Runtime
@@ -125,10 +126,10 @@ def _subject_of(path: Path) -> Subject | None:
     if not (folder / MANIFEST_FILE).is_file():
         return None
     try:
-        listed = [artifact.file for artifact in read_manifest(folder).artifacts]
+        listed = {artifact.file: artifact.kind for artifact in read_manifest(folder).artifacts}
     except InputError:
         return None
-    return bundle_subject(folder) if path.name in listed else None
+    return bundle_subject(folder, size_px=size_of(listed[path.name])) if path.name in listed else None
 
 
 def _require_floats(path: Path, subject: Subject | None) -> None:
@@ -137,8 +138,10 @@ def _require_floats(path: Path, subject: Subject | None) -> None:
     asked = next((made for made in candidates if made.path.name == path.name and made.frontend is not None), None)
     if asked is None:
         return
-    kind = ARTIFACT_KINDS.get(asked.artifact)
-    plain = next((made.path for made in candidates if kind and made.artifact == kind.frontend_of), None)
+    base, size_px = split_kind(asked.artifact)
+    kind = ARTIFACT_KINDS.get(base)
+    wanted = sized_kind(kind.frontend_of, size_px) if kind else ""
+    plain = next((made.path for made in candidates if made.artifact == wanted), None)
     raise InputError(
         f"{path}: has preprocessing in its graph" + (f", and behind it the nodes of {plain.name}" if plain else ""),
         fix=f"cspdeploy blame {plain or 'a file that takes floats'}",

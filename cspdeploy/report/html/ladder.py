@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from cspdeploy.core.catalog import EAGER
+from cspdeploy.core.sizes import base_kind
 from cspdeploy.core.types import Manifest, ParityRow, Regression
 from cspdeploy.report.html.latency import speed_words
 from cspdeploy.report.html.markup import Column, Markup, bytes_text, join, ms_text, percent_text, scientific, table, tag
@@ -39,7 +40,7 @@ def _num_bytes(row: ParityRow) -> int:
 
 
 def _artifact(row: ParityRow, manifest: Manifest) -> Markup:
-    if row.artifact == EAGER:
+    if base_kind(row.artifact) == EAGER:
         return join(row.artifact, tag("small", "the original network"))
     made = next((artifact for artifact in manifest.artifacts if artifact.kind == row.artifact), None)
     words: list[str] = [made.precision] if made else []
@@ -90,9 +91,11 @@ def reasons(rows: Sequence[ParityRow]) -> Markup:
             sign = mark("fail" if kind == "fail" else "open", row_name(row))
             items.append(tag("li", sign, f" {VERDICT_WORDS[row.verdict]}: {row.reason}", class_=kind))
     items += [tag("li", f"{row_name(row)}: {row.note}", class_="remark") for row in rows if row.note]
-    first = next((row for row in rows if row.artifact == PREPROCESS), None)
-    if first is not None and first.verdict == "pass":
-        how = "to the bit" if not first.max_abs else f"within {first.max_abs:.1e}"
+    # One a size, and those of files that prepare their input themselves.
+    shared = [row for row in rows if base_kind(row.artifact) == PREPROCESS and row.runtime == "shared"]
+    if shared and all(row.verdict == "pass" for row in shared):
+        distance = max(row.max_abs or 0.0 for row in shared)
+        how = "to the bit" if not distance else f"within {distance:.1e}"
         items.append(tag("li", f"The stored images give the stored inputs here {how}: the preprocessing holds."))
     return tag("ul", *items, class_="reasons") if items else Markup("")
 

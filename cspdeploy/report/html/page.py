@@ -8,14 +8,15 @@ from pathlib import Path
 
 from cspdeploy.core.golden import Golden
 from cspdeploy.core.model_folder import write_text
-from cspdeploy.core.types import Artifact, LayerCurve, Manifest, ParityRow, VerifyReport
+from cspdeploy.core.sizes import contract_of, size_of, sizes_of
+from cspdeploy.core.types import Artifact, Frontend, LayerCurve, Manifest, ParityRow, VerifyReport
 from cspdeploy.report.html.errors import curve_chart, curve_tables, histogram_chart
 from cspdeploy.report.html.images import MAX_IMAGES, disagreements, image_cards, image_table, reference_of
 from cspdeploy.report.html.ladder import limit_table, matrix, reasons, regression_table
 from cspdeploy.report.html.latency import latency_chart, latency_table
 from cspdeploy.report.html.making import audit_table, environment_lists, file_table, placement_table, step_list
 from cspdeploy.report.html.markup import Markup, join, tag
-from cspdeploy.report.html.rows import artifact_rows, bundle_rows
+from cspdeploy.report.html.rows import artifact_rows, bundle_rows, rows_of_size
 from cspdeploy.report.html.tradeoff import tradeoff_chart
 from cspdeploy.report.html.usage import SNIPPETS, snippet_markup
 from cspdeploy.report.html.verdict import header, sentence
@@ -43,6 +44,7 @@ def write_report(
 
     Args:
         folder: the bundle.
+        golden: of its first size.
         report: of this bundle, or of several of which it is one; without rows, the page says that nothing was verified.
         curves: error along the layers, for as many artifacts as it was measured.
 
@@ -62,7 +64,7 @@ def render_report(
     sections = [
         section for section in (
             _ladder(rows, manifest), _regressions(report), _speed(rows), _error(rows, curves),
-            _images(golden, manifest, rows), _use(manifest, rows), _limits(rows), _what(rows), _steps(manifest),
+            _images(golden, manifest, rows_of_size(rows, sizes_of(manifest.artifacts)[0])), _use(manifest, rows), _limits(rows), _what(rows), _steps(manifest),
             _environment(manifest, report),
         ) if section is not None
     ]  # fmt: skip
@@ -159,17 +161,20 @@ def _use(manifest: Manifest, rows: Sequence[ParityRow]) -> _Section | None:
     same = join(" takes the same input and gives the same output." if len(others) == 1 else
                 " take the same input and give the same output.")  # fmt: skip
     said = tag("p", "Run it in the folder of the bundle. ", *_names(others), same if others else "", class_="lead")
-    bytes_in = [made.file for made in manifest.artifacts if made.frontend is not None]
+    of_image = [
+        made for made in manifest.artifacts
+        if made.frontend is not None and size_of(made.kind) == size_of(artifact.kind)
+    ]  # fmt: skip
+    bytes_in = [made.file for made in of_image]
     takes = " takes" if len(bytes_in) == 1 else " take"
-    said = join(said, tag("p", *_names(bytes_in), join(f"{takes} the bytes of a picture: {_bytes_words(manifest)}"),
+    said = join(said, tag("p", *_names(bytes_in), join(f"{takes} the bytes of a picture: {_bytes_words(manifest, of_image[0])}"),
                           class_="lead")) if bytes_in else said  # fmt: skip
     snippets = [snippet_markup(snippet, snippet.write(manifest, artifact)) for snippet in SNIPPETS]
     return _section("use", "Use it", lead, said, *snippets)
 
 
-def _bytes_words(manifest: Manifest) -> str:
-    frontend = next(made.frontend for made in manifest.artifacts if made.frontend is not None)
-    contract = manifest.spec.preprocess
+def _bytes_words(manifest: Manifest, artifact: Artifact) -> str:
+    frontend, contract = artifact.frontend or Frontend(), contract_of(manifest, artifact)
     size = "any size" if frontend.resize else f"{contract.height_px}x{contract.width_px} px, resized as below"
     classes = f"; outputs probabilities and classes hold the {frontend.top_k} likeliest" if frontend.top_k else ""
     order = frontend.channel_order.upper()

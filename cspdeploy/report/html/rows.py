@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from cspdeploy.core.sizes import Size, base_kind, size_of
 from cspdeploy.core.types import ParityRow, VerifyReport
 from cspdeploy.report.html.markup import Markup, join, tag
 
-__all__ = ["PREPROCESS", "VERDICT_WORDS", "artifact_rows", "bundle_rows", "mark", "row_name", "verdict_kind"]
+__all__ = [
+    "PREPROCESS", "VERDICT_WORDS", "artifact_rows", "bundle_rows", "mark", "row_name", "rows_of_size", "verdict_kind",
+]  # fmt: skip
 
 PREPROCESS = "preprocess"
 """The row of the shared preprocessing, which is no artifact."""
@@ -62,5 +65,10 @@ def bundle_rows(report: VerifyReport, folder: Path) -> list[ParityRow]:
 
 
 def artifact_rows(rows: Iterable[ParityRow]) -> list[ParityRow]:
-    """Without the row of the preprocessing."""
-    return [row for row in rows if row.artifact != PREPROCESS]
+    """Without the rows of the preprocessing."""
+    return [row for row in rows if base_kind(row.artifact) != PREPROCESS]
+
+
+def rows_of_size(rows: Iterable[ParityRow], size_px: Size | None) -> list[ParityRow]:
+    """Those of one size of the bundle; None is its own."""
+    return [row for row in rows if size_of(row.artifact) == size_px]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cspdeploy.core.sizes import base_kind
 from cspdeploy.report.html.markup import Markup, join, tag
 
 __all__ = [
@@ -121,9 +122,10 @@ def tick_text(value: float) -> str:
 
 
 def artifact_class(artifact: str) -> str:
-    """The colour of an artifact, the same in every chart."""
+    """The colour of an artifact, the same in every chart and at every size."""
     known = ("eager", "torchscript", "onnx", "onnx-fp16", "onnx-int8")
-    return f"a-{artifact}" if artifact in known else "a-other"
+    kind = base_kind(artifact)
+    return f"a-{kind}" if kind in known else "a-other"
 
 
 class Placer:

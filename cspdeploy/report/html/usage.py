@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from cspdeploy.core.model_folder import LABELS_FILE
 from cspdeploy.core.preprocess import LETTERBOX_GREY
+from cspdeploy.core.sizes import contract_of
 from cspdeploy.core.spec import Preprocess
 from cspdeploy.core.types import Artifact, Manifest
 from cspdeploy.report.html.markup import Markup, join, tag
@@ -60,7 +61,7 @@ def _quote(text: str) -> str:
 def _facts(manifest: Manifest, artifact: Artifact) -> _Facts:
     batch = artifact.inputs[0].shape[0]
     return _Facts(
-        contract=manifest.spec.preprocess,
+        contract=contract_of(manifest, artifact),
         file=_quote(artifact.file),
         inputs=_quote(artifact.inputs[0].name),
         outputs=tuple(_quote(value.name) for value in artifact.outputs),

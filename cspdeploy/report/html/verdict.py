@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cspdeploy.core.catalog import EAGER
+from cspdeploy.core.sizes import base_kind, sizes_of
 from cspdeploy.core.types import Manifest, ParityRow, VerifyReport
 from cspdeploy.report.html.markup import Markup, bytes_text, ms_text, percent_text, tag
 from cspdeploy.report.html.rows import VERDICT_WORDS, artifact_rows, mark, row_name
@@ -23,7 +24,10 @@ def header(manifest: Manifest, report: VerifyReport, rows: Sequence[ParityRow]) 
     contract, provenance = manifest.spec.preprocess, manifest.spec.provenance
     what = {"classify": f"{len(manifest.labels):,} classes", "features": _features_words(manifest),
             "detect": "detection maps"}  # fmt: skip
-    facts = [f"{contract.height_px} \N{MULTIPLICATION SIGN} {contract.width_px} px", what[manifest.spec.task]]
+    own = (contract.height_px, contract.width_px)
+    sizes = [size_px or own for size_px in sizes_of(manifest.artifacts)]
+    listed = ", ".join(f"{height} \N{MULTIPLICATION SIGN} {width}" for height, width in sizes)
+    facts = [f"{listed} px", what[manifest.spec.task]]
     facts += [provenance.dataset] if provenance.dataset else []
     status = {"pass": "Verified", "fail": "Broken", "open": "Not verified"}[kind]
     return tag(
@@ -35,6 +39,10 @@ def header(manifest: Manifest, report: VerifyReport, rows: Sequence[ParityRow]) 
         _figures(rows),
         class_=kind,
     )  # fmt: skip
+
+
+def _is_original(row: ParityRow) -> bool:
+    return base_kind(row.artifact) in _ORIGINALS
 
 
 def _features_words(manifest: Manifest) -> str:
@@ -65,7 +73,7 @@ def sentence(manifest: Manifest, report: VerifyReport, rows: Sequence[ParityRow]
     if report.verdict == "not-checked" or not checked:
         return "open", f"Nothing has compared the files of {name} with the original network yet."
     runtimes = len({row.runtime for row in checked})
-    artifacts = len({row.artifact for row in checked} - _ORIGINALS)
+    artifacts = len({row.artifact for row in checked if not _is_original(row)})
     files = "one artifact does" if artifacts == 1 else f"all {artifacts} artifacts do"
     where = "on one runtime" if runtimes == 1 else f"on {runtimes} runtimes"
     return "pass", f"{files[0].upper()}{files[1:]} what the original network does, {where}."
@@ -97,11 +105,11 @@ def _figures(rows: Sequence[ParityRow]) -> Markup:
     judged = artifact_rows(rows)
     sound = [row for row in judged if not row.failed and row.verdict != "not-checkable"]
     figures: list[tuple[str, str, str]] = []
-    timed = [(row.timing.p50_ms, row_name(row)) for row in sound if row.timing and row.artifact not in _ORIGINALS]
+    timed = [(row.timing.p50_ms, row_name(row)) for row in sound if row.timing and not _is_original(row)]
     if timed:
         p50_ms, name = min(timed)
         figures.append(("fastest", ms_text(p50_ms), name))
-    sized = [row for row in sound if row.num_bytes and row.artifact not in _ORIGINALS]
+    sized = [row for row in sound if row.num_bytes and not _is_original(row)]
     if sized:
         smallest = min(sized, key=lambda row: row.num_bytes)
         figures.append(("smallest", bytes_text(smallest.num_bytes), smallest.artifact))
