@@ -14,28 +14,24 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cspdeploy.check.image_feeds import in_order, pixels_for
 from cspdeploy.check.opening import start_session
 from cspdeploy.check.settings import VerifySettings
 from cspdeploy.check.subject import Candidate, Subject
-from cspdeploy.core.catalog import CLASSES_OUTPUT, FP16_LIMIT, IMAGE_INPUT, NORMALISED_NODE, PROBABILITIES_OUTPUT
+from cspdeploy.core.catalog import IMAGE_INPUT, NORMALISED_NODE
 from cspdeploy.core.errors import CspDeployError
-from cspdeploy.core.metrics import softmax
+from cspdeploy.core.graph_images import in_order, pixels_for, with_pixel_change
 from cspdeploy.core.onnx_edit import cut_part
 from cspdeploy.core.onnx_graph import read_onnx
 from cspdeploy.core.spec import Preprocess
-from cspdeploy.core.types import Frontend, Limit, ParityRow, Verdict
+from cspdeploy.core.types import Frontend, Limit, ParityRow
 from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.base import Outputs, SessionRequest
 
-__all__ = ["check_top_k", "frontend_row", "network_outputs", "on_images", "pixels_of", "with_pixels"]
+__all__ = ["frontend_row", "network_outputs", "on_images", "pixels_of", "with_pixels"]
 
 Array = npt.NDArray[np.generic]
 
 RUNTIME = "ort-cpu"
-PROBABILITY_LIMIT = 1e-5
-"""Softmax in float32 against float64 on the same scores: some roundings of 6e-8, of a number of 1 at most; a hundredth
-of a point of a per cent would be 1e-4."""
 # Without a resize both are the same product and the same sum in float32, so that any difference is a fault; engines may
 # fuse them into one rounding, half a unit in the last place of the product, which is 6e-8 of a value of some units.
 NORMALISE_LIMIT = 1e-5
@@ -69,57 +65,8 @@ def on_images(subject: Subject, stored: npt.NDArray[np.uint8], x_NCHW: Array) ->
 
 
 def with_pixels(limits: Mapping[str, Limit], made: Candidate) -> dict[str, Limit]:
-    """The limits of a file that resizes by itself: errors add up, at most.
-
-    What pixels at the bound of a resize are worth (a tenth of a step of 255 in the mean) was measured at export, with
-    the FP32 file on them. It never excuses more than the error that FP16 is allowed.
-    """
-    if made.frontend is None or not made.pixel_change:
-        return dict(limits)
-    change = min(made.pixel_change, FP16_LIMIT)
-    capped = f", at most {FP16_LIMIT:g}" if change < made.pixel_change else ""
-    return {
-        name: limit if limit.overridden else dataclasses.replace(
-            limit, rel_l2=limit.rel_l2 + change, terms={**limit.terms, "pixels": change},
-            why=f"{limit.why}; and {change:.1e}{capped}, which pixels a tenth of a step of 255 from Pillow's move the "
-            "outputs of the FP32 file by: its graph resizes",
-        )
-        for name, limit in limits.items()
-    }  # fmt: skip
-
-
-def check_top_k(outputs: Outputs, logits_NC: Array, frontend: Frontend) -> tuple[Verdict, str]:
-    """Whether "classes" and "probabilities" say what the scores of the same file say; "pass" and no reason if so."""
-    k, num_images = frontend.top_k, len(logits_NC)
-    for name, dtype in ((PROBABILITIES_OUTPUT, "float32"), (CLASSES_OUTPUT, "int64")):
-        if name not in outputs:
-            return "order", f"no output '{name}'"
-        if outputs[name].dtype != dtype:
-            return "dtype", f"{name}: dtype {outputs[name].dtype}, expected {dtype}"
-        if outputs[name].shape != (num_images, k):
-            return "shape", f"{name}: shape {list(outputs[name].shape)}, expected {[num_images, k]}"
-    classes = outputs[CLASSES_OUTPUT].astype(np.int64)
-    if classes.min() < 0 or classes.max() >= logits_NC.shape[1]:
-        return (
-            "decision",
-            f"{CLASSES_OUTPUT}: {classes.min()} to {classes.max()}, expected 0 to {logits_NC.shape[1] - 1}",
-        )
-    scores = np.asarray(logits_NC, np.float64)
-    # By their scores and not by their numbers: of two classes with the same score either may come first.
-    expected = -np.sort(-scores, axis=1)[:, :k]
-    distinct = all(len(set(row)) == k for row in classes.tolist())
-    wrong = (np.take_along_axis(scores, classes, axis=1) != expected).any(axis=1)
-    if wrong.any() or not distinct:
-        first = int(np.argmax(wrong)) if wrong.any() else 0
-        return "decision", f"{CLASSES_OUTPUT}: not the {k} largest scores in their order, first image {first}"
-    exact = np.take_along_axis(softmax(scores), classes, axis=1)
-    off = float(np.abs(outputs[PROBABILITIES_OUTPUT].astype(np.float64) - exact).max())
-    if not off <= PROBABILITY_LIMIT:
-        return (
-            "numeric",
-            f"{PROBABILITIES_OUTPUT}: off the softmax of the scores by {off:.1e}, limit {PROBABILITY_LIMIT:g}",
-        )
-    return "pass", ""
+    """The limits of a file that resizes by itself."""
+    return with_pixel_change(limits, made.pixel_change if made.frontend is not None else 0.0)
 
 
 def frontend_row(base: ParityRow, subject: Subject, made: Candidate, settings: VerifySettings) -> ParityRow:

@@ -104,9 +104,7 @@ def compare_with(
     subjects = list(bundle_subjects(old))
     known = {ALL_ARTIFACTS, *(made.artifact for subject in subjects for made in subject.candidates)}
     given = {name: limit for name, limit in settings.tolerances.items() if name in known}
-    before = verify_subjects(
-        subjects, dataclasses.replace(settings, latency=None, tolerances=given), progress=progress
-    )
+    before = verify_subjects(subjects, dataclasses.replace(settings, latency=None, tolerances=given), progress=progress)
     found = compare_bundles(old, new, old_rows=before.rows, new_rows=report.rows, settings=settings, progress=progress)
     lost = [one for one in found if one.verdict in ("worse", "gone")]
     first = report.first_break

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cspdeploy.check.accuracy import measure_accuracy
 from cspdeploy.check.audit import INT8_WEIGHTS, audit_onnx
-from cspdeploy.check.frontend_rows import check_top_k, network_outputs, pixels_of, with_pixels
+from cspdeploy.check.frontend_rows import network_outputs, pixels_of, with_pixels
 from cspdeploy.check.opening import CheckedSession
 from cspdeploy.check.phases import Phases
 from cspdeploy.check.placement import find_placement, strict_problem
@@ -26,6 +26,7 @@ from cspdeploy.core.catalog import ACCURACY_BUDGET, ARTIFACT_KINDS
 from cspdeploy.core.compare import compare_outputs
 from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.errors import CspDeployError, InputError
+from cspdeploy.core.graph_images import check_top_k
 from cspdeploy.core.metrics import relative_l2
 from cspdeploy.core.onnx_graph import read_onnx
 from cspdeploy.core.quantised import count_quantised

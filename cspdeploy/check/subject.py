@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cspdeploy.check.image_feeds import pixel_change, pixels_for
 from cspdeploy.core.bundle import check_hashes, file_sha256, read_manifest
 from cspdeploy.core.catalog import CLASSES_OUTPUT, EAGER, PROBABILITIES_OUTPUT
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import Golden, read_golden
+from cspdeploy.core.graph_images import pixel_change, pixels_for
 from cspdeploy.core.model_folder import WEIGHTS_FILE
 from cspdeploy.core.onnx_file import check_external_data, external_data_files
 from cspdeploy.core.quantised import recorded_quantised
@@ -217,7 +217,7 @@ def _at_size(folder: Path, whole: Manifest, size_px: Size | None) -> Subject:
     first = (_original if manifest.spec.network.family == ONNX_FAMILY else _eager)(folder, manifest)
     first = dataclasses.replace(first, artifact=sized_kind(first.artifact, size_px))
     return Subject(
-        name=str(folder), title=f"{manifest.spec.name}{size_label(size_px)}", task=manifest.spec.task,
+        name=str(folder), title=manifest.spec.name, task=manifest.spec.task,
         labels=manifest.labels, feeds={made[0].inputs[0].name: golden.x_NCHW}, outputs_fp64=golden.outputs_fp64,
         floors=noise_floors(golden),
         candidates=(first, *(_fed(_candidate(folder, item), golden, manifest) for item in made)),

@@ -12,16 +12,19 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cspdeploy.core.archive_rules import REFUSE, check_directory, judged_files
-from cspdeploy.core.bundle import MANIFEST_FILE
-from cspdeploy.core.errors import InputError
+from cspdeploy.core.archive_rules import MAX_TOTAL_BYTES, REFUSE, check_directory, judged_files
+from cspdeploy.core.bundle import SIGNATURE_FILE, TIMINGS_FILE
+from cspdeploy.core.errors import CspDeployError, InputError
+from cspdeploy.core.json_file import MAX_JSON_BYTES
+from cspdeploy.core.manifest import MANIFEST_FILE, file_names, parse_manifest
+from cspdeploy.core.types import Manifest
 
-__all__ = ["Entry", "bundle_prefix", "opened_bundle", "read_entries", "read_entry", "unpack"]
+__all__ = ["Entry", "bundle_prefix", "opened_bundle", "packed_manifest", "read_entries", "read_entry", "unpack"]
 
 CHUNK_BYTES = 1 << 20
 # All that zipfile raises on a broken or hostile file.
@@ -60,16 +63,22 @@ def read_entries(path: Path) -> tuple[Entry, ...]:
         )
 
 
-def read_entry(path: Path, name: str) -> bytes:
+def read_entry(path: Path, name: str, *, at_most: int = MAX_TOTAL_BYTES) -> bytes:
     """One file of a package, into memory.
 
+    Args:
+        at_most: bytes; a larger entry is refused before it is read.
+
     Raises:
-        InputError: as `read_entries`; no such entry; or its bytes are not those that the directory announces.
+        InputError: as `read_entries`; no such entry, or a larger one; its bytes are not those that the directory
+            announces.
     """
     with _opened(path) as archive:
         info = next((one for one in judged_files(archive, path) if one.filename == name), None)
         if info is None:
             raise InputError(f"{path}: holds no {name}", fix=REFUSE)
+        if info.file_size > at_most:
+            raise InputError(f"{path}: {name}: {info.file_size} bytes, expected at most {at_most}", fix=REFUSE)
         return b"".join(_chunks(archive, info, path))
 
 
@@ -87,11 +96,22 @@ def bundle_prefix(path: Path) -> str:
     return found[0]
 
 
-def unpack(path: Path, folder: Path, *, prefix: str = "") -> None:
+def packed_manifest(path: Path, prefix: str) -> Manifest:
+    """The manifest of the bundle that lies at `prefix` in a package. Nothing is unpacked.
+
+    Raises:
+        InputError: as `read_entry`; not a manifest of this version.
+    """
+    data = read_entry(path, f"{prefix}{MANIFEST_FILE}", at_most=MAX_JSON_BYTES)
+    return parse_manifest(data, name=f"{path}: {MANIFEST_FILE}")
+
+
+def unpack(path: Path, folder: Path, *, prefix: str = "", only: Collection[str] | None = None) -> None:
     """Unpack a package into a folder that is not there yet, or is empty. It appears in one rename.
 
     Args:
         prefix: only what lies below it, without it: "NAME/".
+        only: names below the prefix; the rest stays packed. None for all.
 
     Raises:
         InputError: as `read_entries`; the folder holds something or cannot be written, or the disk is too small.
@@ -99,6 +119,8 @@ def unpack(path: Path, folder: Path, *, prefix: str = "") -> None:
     """
     with _opened(path) as archive:
         infos = [info for info in judged_files(archive, path) if info.filename.startswith(prefix)]
+        if only is not None:
+            infos = [info for info in infos if info.filename.removeprefix(prefix) in only]
         if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
             raise InputError(f"{folder}: exists, expected a folder to be made", fix="give another folder, or remove it")
         staging = folder.parent / f".{folder.name}.new-{secrets.token_hex(8)}"
@@ -109,7 +131,7 @@ def unpack(path: Path, folder: Path, *, prefix: str = "") -> None:
         try:
             _require_space(staging, sum(info.file_size for info in infos), path)
             for info in infos:
-                _extract(archive, info, staging / info.filename.removeprefix(prefix), path)
+                _extract(archive, info, staging, info.filename.removeprefix(prefix), path)
             staging.rename(folder)
         except OSError as error:
             raise _unwritable(folder, error) from error
@@ -121,6 +143,9 @@ def unpack(path: Path, folder: Path, *, prefix: str = "") -> None:
 def opened_bundle(path: Path) -> Iterator[Path]:
     """A bundle as a folder: that folder itself, or what a package holds, in a private folder that vanishes afterwards.
 
+    Of a package its manifest is read first, and only what that names is unpacked, with the signature and the timings.
+    Errors that the block raises name the package in place of the private folder.
+
     Raises:
         InputError: nothing is there, or a file that is neither a package nor an ONNX file nor a manifest; the package
             is refused; there is no place for temporary files.
@@ -131,6 +156,7 @@ def opened_bundle(path: Path) -> Iterator[Path]:
         yield path
         return
     prefix = bundle_prefix(path)
+    wanted = {MANIFEST_FILE, SIGNATURE_FILE, TIMINGS_FILE, *file_names(packed_manifest(path, prefix))}
     try:
         private = tempfile.TemporaryDirectory(prefix="cspdeploy-", ignore_cleanup_errors=True)
     except OSError as error:
@@ -140,8 +166,12 @@ def opened_bundle(path: Path) -> Iterator[Path]:
         ) from error
     with private as place:
         folder = Path(place) / (prefix.rstrip("/") or path.stem)
-        unpack(path, folder, prefix=prefix)
-        yield folder
+        try:
+            unpack(path, folder, prefix=prefix, only=wanted)
+            yield folder
+        except CspDeployError as error:
+            error.message = error.message.replace(str(folder), str(path))
+            raise
 
 
 # --- reading and unpacking ---
@@ -179,7 +209,11 @@ def _chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Iter
         raise InputError(f"{path}: {info.filename!r}: not the {info.file_size} bytes that are announced", fix=REFUSE)
 
 
-def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, path: Path) -> None:
+def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, folder: Path, name: str, path: Path) -> None:
+    target = folder / name
+    # The names have been judged by their letters; this asks the file system, should that ever have missed one.
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{path}: {name!r}: leaves the folder", fix=REFUSE)
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("xb") as file:  # x: never through something that is there
         for chunk in _chunks(archive, info, path):

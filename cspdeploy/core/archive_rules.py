@@ -20,13 +20,16 @@ MAX_ENTRIES = 2000
 MAX_DIRECTORY_BYTES = 1 << 20
 """Of the table of contents, which zipfile reads whole: 2000 entries with names of 60 letters take 220 KB."""
 MAX_TOTAL_BYTES = (1 << 32) - 1
-"""Unpacked, and packed: what fits without the ZIP64 extension, which is refused. All artifacts of CSPDarknet53 together
-take 0.3 GB."""
+"""Of a package that is read, unpacked and packed: what fits without the ZIP64 extension, which is refused. (`package`
+writes 2 GB at most, because zipfile does.) All artifacts of CSPDarknet53 together take 0.3 GB."""
 MAX_RATIO = 100
 """Of unpacked to packed bytes of an entry. Of CSPDarknet53 weights reach 1.2 and the manifest 6.5; deflate itself ends
 at 1032, and bombs are built of that."""
 RATIO_FREE_BYTES = 1 << 20
-"""Entries up to here may have any ratio: 2000 of them are no bomb."""
+"""An entry up to here may have any ratio; all of them together may not."""
+TOTAL_FREE_BYTES = 64 << 20
+"""A package up to here may have any ratio as a whole: no device is hurt by 64 MiB. Above, `MAX_RATIO` holds for the sum,
+without which 2000 entries of a megabyte each would make 2 GB of 2 MB."""
 MAX_NAME_BYTES = 255
 MAX_DEPTH = 8
 
@@ -70,12 +73,17 @@ def judged_files(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
     if not 1 <= len(infos) <= MAX_ENTRIES:
         raise InputError(f"{path}: {len(infos)} entries, expected 1 to {MAX_ENTRIES}", fix=REFUSE)
     for info in infos:
-        wrong = _wrong_name(info.orig_filename) or _wrong_kind(info) or _wrong_size(info)
+        wrong = _wrong_name(info.orig_filename) or _wrong_names(info) or _wrong_kind(info) or _wrong_size(info)
         if wrong:
             raise InputError(f"{path}: {info.orig_filename[:MAX_NAME_BYTES]!r}: {wrong}", fix=REFUSE)
     total = sum(info.file_size for info in infos)
     if total > MAX_TOTAL_BYTES:
         raise InputError(f"{path}: unpacks to {total} bytes, expected at most {MAX_TOTAL_BYTES}", fix=REFUSE)
+    packed = sum(info.compress_size for info in infos)
+    if total > max(TOTAL_FREE_BYTES, MAX_RATIO * packed):
+        raise InputError(
+            f"{path}: unpacks {packed} bytes to {total}: more than {MAX_RATIO} times as many, a bomb", fix=REFUSE
+        )
     _refuse_collisions(infos, path)
     _refuse_overlaps(archive, infos, path)
     return [info for info in infos if not info.is_dir()]
@@ -94,6 +102,11 @@ def _wrong_name(name: str) -> str:
     if any(part != part.strip() or part.endswith(".") or _is_device(part) for part in parts):
         return "a name that means something else on other systems"
     return ""
+
+
+def _wrong_names(info: zipfile.ZipInfo) -> str:
+    """Python 3.14 takes a name from the Unicode Path field (0x7075) in place of the one that was judged here."""
+    return "" if info.filename == info.orig_filename else "has a second name"
 
 
 def _is_device(part: str) -> bool:

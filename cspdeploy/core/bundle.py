@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -19,11 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cspdeploy.core.codec import from_json, to_json
+from cspdeploy.core.codec import to_json
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.integrity import file_sha256, require_unchanged
-from cspdeploy.core.json_file import read_json, write_text
-from cspdeploy.core.types import MANIFEST_SCHEMA_VERSION, FileRecord, Manifest
+from cspdeploy.core.json_file import read_json_bytes, write_text
+from cspdeploy.core.manifest import MANIFEST_FILE, file_names, parse_manifest
+from cspdeploy.core.types import FileRecord, Manifest
 
 __all__ = [
     "BUNDLE",
@@ -43,7 +43,6 @@ __all__ = [
     "write_manifest",
 ]
 
-MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.html"
 """Without a hash: it holds timings, which no second run repeats. Nothing here ever reads it."""
 TIMINGS_FILE = "timings.json"
@@ -112,42 +111,24 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST_FILE, json.dumps(to_json(manifest), indent=2) + "\n")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, data: bytes | None = None) -> Manifest:
     """Read manifest.json and check that it describes this folder: names, and that every file is there.
+
+    Args:
+        data: the bytes of manifest.json, where they have been read already.
 
     Raises:
         InputError: missing, of another schema version, an unknown or wrong field, a name that leaves the folder, a
             file that is not there.
     """
     path = folder / MANIFEST_FILE
-    data = read_json(path)
-    version = data.get("schema_version")
-    if version != MANIFEST_SCHEMA_VERSION:
-        newer = isinstance(version, int) and version > MANIFEST_SCHEMA_VERSION
-        raise InputError(
-            f"{path}: schema_version {version!r}, expected {MANIFEST_SCHEMA_VERSION}",
-            fix="update cspdeploy" if newer else "export the bundle again",
-        )
-    try:
-        manifest = from_json(Manifest, data)
-    except InputError as error:
-        raise InputError(f"{path}: {error.message}", fix="export the bundle again") from error
-    for what, given in (("artifacts", [one.kind for one in manifest.artifacts]), ("file names", _names(manifest))):
-        twice = sorted(name for name in set(given) if given.count(name) > 1)
-        if twice:
-            raise InputError(f"{path}: {what}: '{twice[0]}' is there twice", fix="export the bundle again")
-    for name in _names(manifest):
-        if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
-            raise InputError(f"{path}: file name '{name}' leaves the bundle's folder", fix="do not use this bundle")
+    manifest = parse_manifest(read_json_bytes(path) if data is None else data, name=str(path))
+    for name in file_names(manifest):
         if (folder / name).is_symlink():
             raise InputError(f"{folder / name}: is a link, expected a file", fix="do not use this bundle")
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing, named in the manifest", fix="copy the whole bundle again")
     return manifest
-
-
-def _names(manifest: Manifest) -> list[str]:
-    return [artifact.file for artifact in manifest.artifacts] + [record.file for record in manifest.files]
 
 
 def check_hashes(folder: Path, manifest: Manifest, *, only: Collection[str] | None = None) -> None:
@@ -172,7 +153,7 @@ def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
     Hidden files may lie there: desktops and network file systems leave them behind (.DS_Store, .nfs0001), and no
     program takes one for an artifact. So may the report, whatever it is: nothing here opens it.
     """
-    known = {*_UNHASHED, *_names(manifest)}
+    known = {*_UNHASHED, *file_names(manifest)}
     strange = sorted(path.name for path in folder.iterdir() if path.name not in known and path.name[0] != ".")
     if strange:
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
@@ -234,6 +215,12 @@ def _restore(place: Path) -> None:
 
 @contextmanager
 def _locked(place: Path, kind: FolderKind) -> Iterator[None]:
+    try:
+        import fcntl  # here: a device reads bundles on any system, and writes none
+    except ImportError as error:
+        raise InputError(
+            f"{place}: a {kind.name} is written under a lock that this system has not", fix="write it on Linux or macOS"
+        ) from error
     lock = place.parent / f".{place.name}.lock"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

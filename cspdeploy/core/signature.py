@@ -6,6 +6,12 @@
     openssl pkey -in key.pem -pubout -out key.pub          the public key: goes to the devices
     openssl pkeyutl -verify -pubin -inkey key.pub -rawin -in manifest.json -sigfile manifest.sig
 
+What the manifest does not name is not signed: timings.json, report.html, and files whose names begin with a dot. Nothing
+here takes a verdict from any of them. A program, model.pyz, has a signature over the whole file beside it, because it
+cannot vouch for itself: whoever may change its model may change its check, too.
+
+    openssl pkeyutl -verify -pubin -inkey key.pub -rawin -in model.pyz -sigfile model.pyz.sig
+
 Needs the package `cryptography` (the extra "sign") for signing and for checking, and for nothing else.
 """
 
@@ -17,18 +23,22 @@ from typing import TYPE_CHECKING, Any
 
 from cspdeploy.core.bundle import MANIFEST_FILE, SIGNATURE_FILE, check_hashes, read_manifest
 from cspdeploy.core.errors import InputError, MissingExtraError, TamperedError
+from cspdeploy.core.json_file import read_json_bytes
+from cspdeploy.core.types import Manifest
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-__all__ = ["check_private_key", "sign_folder", "verify_folder"]
+__all__ = ["FILE_SUFFIX", "check_private_key", "sign_file", "sign_folder", "verify_folder", "verify_manifest"]
 
 SIGNATURE_BYTES = 64
 MAX_KEY_BYTES = 1 << 16
 """A key in PEM has about 120 bytes; this bounds what a wrong file makes us read."""
-MAX_MANIFEST_BYTES = 64 << 20
+FILE_SUFFIX = ".sig"
+"""Of a signature over one whole file, beside it: model.pyz.sig."""
 _MAKE_KEY = "openssl genpkey -algorithm ed25519 -out key.pem"
 _MAKE_PUBLIC_KEY = "openssl pkey -in key.pem -pubout -out key.pub"
+_COPY_KEY = "copy the public key (key.pub) of whoever made it"
 
 
 def sign_folder(folder: Path, key: Path) -> str:
@@ -59,6 +69,17 @@ def check_private_key(key: Path) -> None:
     _read_private_key(key)
 
 
+def sign_file(path: Path, key: Path) -> Path:
+    """Write the signature of a whole file beside it, in place of an older one, and tell where.
+
+    Raises:
+        InputError, MissingExtraError: as `sign_folder`.
+    """
+    place = path.with_name(path.name + FILE_SUFFIX)
+    place.write_bytes(_read_private_key(key).sign(path.read_bytes()))
+    return place
+
+
 def verify_folder(folder: Path, key: Path) -> str:
     """Check the signature of a bundle, and then every file of it against the manifest that was signed.
 
@@ -73,30 +94,55 @@ def verify_folder(folder: Path, key: Path) -> str:
         TamperedError: there is no signature, it was made with another key, or the manifest or a file has changed since.
         MissingExtraError: `cryptography` is not installed.
     """
+    manifest, fingerprint = verify_manifest(folder, key)
+    check_hashes(folder, manifest)
+    return fingerprint
+
+
+def verify_manifest(folder: Path, key: Path, *, data: bytes | None = None) -> tuple[Manifest, str]:
+    """Check the signature of a bundle's manifest, and give the manifest that was signed: parsed of those very bytes.
+
+    No file is compared with its hash here: `check_hashes` does that, with the manifest that this gives.
+
+    Args:
+        key: as in `verify_folder`.
+        data: the bytes of manifest.json, where they have been read already.
+
+    Returns:
+        The manifest, and the key's fingerprint.
+
+    Raises:
+        InputError, MissingExtraError: as `verify_folder`.
+        TamperedError: there is no signature, it was made with another key, or the manifest has changed since.
+    """
     public = _read_public_key(key)
     from cryptography.exceptions import InvalidSignature
 
-    signed = _read_bounded(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
-    path = folder / SIGNATURE_FILE
-    if not path.is_file() or path.is_symlink():
-        raise TamperedError(
-            f"{folder}: is not signed (no {SIGNATURE_FILE})", fix="cspdeploy package BUNDLE -o model.zip --sign key.pem"
-        )
-    signature = _read_bounded(path, MAX_KEY_BYTES)
-    if len(signature) != SIGNATURE_BYTES:
-        raise TamperedError(
-            f"{path}: got {len(signature)} bytes, expected an Ed25519 signature of {SIGNATURE_BYTES}",
-            fix="fetch the package again from where it was made",
-        )
+    signed = read_json_bytes(folder / MANIFEST_FILE) if data is None else data
     try:
-        public.verify(signature, signed)
+        public.verify(_read_signature(folder), signed)
     except InvalidSignature as error:
         raise TamperedError(
             f"{folder}: {MANIFEST_FILE} is not what was signed with the private half of {key}",
             fix="do not use it: it was changed, or signed with another key",
         ) from error
-    check_hashes(folder, read_manifest(folder))
-    return _fingerprint(public)
+    return read_manifest(folder, data=signed), _fingerprint(public)
+
+
+def _read_signature(folder: Path) -> bytes:
+    path = folder / SIGNATURE_FILE
+    if not path.is_file() or path.is_symlink():
+        raise TamperedError(
+            f"{folder}: is not signed (no {SIGNATURE_FILE})",
+            fix="ask whoever made it for a signed one: cspdeploy package BUNDLE -o model.zip --sign key.pem",
+        )
+    signature = _read_bounded(path, MAX_KEY_BYTES, fix="fetch the package again")
+    if len(signature) != SIGNATURE_BYTES:
+        raise TamperedError(
+            f"{path}: got {len(signature)} bytes, expected an Ed25519 signature of {SIGNATURE_BYTES}",
+            fix="fetch the package again from where it was made",
+        )
+    return signature
 
 
 def _fingerprint(public: Ed25519PublicKey) -> str:
@@ -106,11 +152,11 @@ def _fingerprint(public: Ed25519PublicKey) -> str:
 
 
 def _read_private_key(path: Path) -> Ed25519PrivateKey:
-    _require_cryptography("signing")
+    _require_cryptography("signing", fix="")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    data = _read_key(path)
+    data = _read_key(path, fix=_MAKE_KEY)
     if b"PUBLIC KEY-----" in data:
         raise InputError(f"{path}: is a public key, expected the private one", fix="--sign key.pem")
     try:
@@ -125,11 +171,11 @@ def _read_private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def _read_public_key(path: Path) -> Ed25519PublicKey:
-    _require_cryptography("checking a signature")
+    _require_cryptography("checking a signature", fix="pip install cryptography")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    data = _read_key(path)
+    data = _read_key(path, fix=_COPY_KEY)
     if b"PRIVATE KEY-----" in data:
         raise InputError(
             f"{path}: is a private key, expected the public one: a private key has no business on a device",
@@ -138,24 +184,29 @@ def _read_public_key(path: Path) -> Ed25519PublicKey:
     try:
         key: Any = load_pem_public_key(data)
     except Exception as error:  # of many kinds, some of them private to the library
-        raise InputError(f"{path}: not a public key in PEM", fix=_MAKE_PUBLIC_KEY) from error
+        raise InputError(f"{path}: not a public key in PEM", fix=_COPY_KEY) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise InputError(f"{path}: a public key of another sort, expected Ed25519", fix=_MAKE_KEY)
+        raise InputError(f"{path}: a public key of another sort, expected Ed25519", fix=_COPY_KEY)
     return key
 
 
-def _require_cryptography(needed_for: str) -> None:
+def _require_cryptography(needed_for: str, *, fix: str) -> None:
     try:
         import cryptography  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError("cryptography", extra="sign", needed_for=needed_for) from error
+        missing = MissingExtraError("cryptography", extra="sign", needed_for=needed_for)
+        missing.fix = fix or missing.fix  # a device need not have cspdeploy as a package, of which that is an extra
+        raise missing from error
 
 
-def _read_key(path: Path) -> bytes:
-    return _read_bounded(path, MAX_KEY_BYTES, fix=_MAKE_KEY)
+def _read_key(path: Path, *, fix: str) -> bytes:
+    data = _read_bounded(path, MAX_KEY_BYTES, fix=fix)
+    if b"PRIVATE KEY-----" in data and b"PUBLIC KEY-----" in data:
+        raise InputError(f"{path}: holds a private key and a public one, expected one alone", fix=_MAKE_PUBLIC_KEY)
+    return data
 
 
-def _read_bounded(path: Path, limit: int, *, fix: str = "fetch the package again") -> bytes:
+def _read_bounded(path: Path, limit: int, *, fix: str) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)

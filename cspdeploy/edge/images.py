@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.graph_images import graph_pixels
 from cspdeploy.core.preprocess import ImageSource, normalise, read_pixels, resize_pixels
 from cspdeploy.core.spec import Preprocess
 from cspdeploy.core.types import Frontend
 
-__all__ = ["ChannelOrder", "Feed", "check_pixels", "require_channel_order"]
+__all__ = ["ChannelOrder", "Feed", "check_pixels", "require_channel_order", "require_images"]
 
 ChannelOrder = Literal["rgb", "bgr"]
 Array = npt.NDArray[Any]
@@ -45,17 +46,18 @@ class Feed:
     def prepare(self, source: ImageSource) -> Array:
         """One image as the artifact takes it, `[1, ...]`: float32 `[1, 3, H, W]`, or uint8 `[1, H, W, 3]`.
 
+        The caller's array may be filled again as soon as this returns: nothing of it is kept.
+
         Raises:
             InputError: not an image.
         """
         pixels_HWC = self._pixels(source)
-        if self.frontend is None or not self.frontend.resize:
-            pixels_HWC = resize_pixels(pixels_HWC, self.contract)
         if self.frontend is None:
-            return normalise(pixels_HWC[None], self.contract)
-        if self.frontend.channel_order == "bgr":
-            pixels_HWC = pixels_HWC[:, :, ::-1]
-        return np.ascontiguousarray(pixels_HWC)[None]
+            return normalise(resize_pixels(pixels_HWC, self.contract)[None], self.contract)
+        made_HWC = graph_pixels(pixels_HWC, self.frontend, self.contract)
+        if isinstance(source, np.ndarray) and np.may_share_memory(made_HWC, source):
+            made_HWC = made_HWC.copy()  # of a view the engine would see what a camera writes there next
+        return made_HWC[None]
 
     def _pixels(self, source: object) -> Array:
         """`[H, W, 3]` uint8 RGB."""
@@ -93,6 +95,9 @@ class Feed:
             )
         if self.frontend is None:
             self._check_range(x)
+        else:
+            for image in x:
+                _refuse_cast_floats(image, "raw input")
 
     def _check_range(self, x_NCHW: Array) -> None:
         mean, std = np.asarray(self.contract.mean), np.asarray(self.contract.std)
@@ -147,6 +152,41 @@ def check_pixels(array: Array) -> None:
         if array.shape[0] in (1, 3):
             raise InputError(f"{got}, channels first, {expected}", fix="image.transpose(1, 2, 0)")
         raise InputError(f"{got}, {expected}")
+    _refuse_cast_floats(array, "image array")
+
+
+def require_images(images: object, *, call: str) -> None:
+    """Refuse one image where any number is expected: its rows, or the letters of its path, are no images.
+
+    Args:
+        call: the method, as the fix spells it: "predict", "stream".
+
+    Raises:
+        InputError: one image, images that are no sequence of images, or nothing that can be iterated.
+    """
+    if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)):
+        got, fix = f"one image ({type(images).__name__})", f"predictor(image), or predictor.{call}([image])"
+    elif isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype != object:
+        many = images.ndim == 3 and images.shape[2] not in (1, 3, 4)
+        got = f"an array {images.dtype} {list(images.shape)}"
+        fix = f"predictor.{call}(list(images)) for grey images [N, H, W], " if many else ""
+        fix += f"predictor(image) or predictor.{call}([image]) for one image"
+    elif not (hasattr(type(images), "__iter__") or hasattr(type(images), "__getitem__")):
+        got, fix = f"a {type(images).__qualname__}", f"predictor(image), or predictor.{call}([image])"
+    else:
+        return
+    raise InputError(f"images: got {got}, expected several: a list, an iterator or an array [N, H, W, 3]", fix=fix)
+
+
+def _refuse_cast_floats(array: Array, name: str) -> None:
+    """An image in 0..1 that was cast to uint8 holds 0, and 1 where it was white. A black frame, and one of a single
+    grey level 1, may be what a camera sees.
+    """
+    if array[:1].max() <= 1 and array.max() == 1 and array.min() == 0:  # one row tells of nearly all images
+        raise InputError(
+            f"{name}: got uint8 that holds 0 and 1 alone, as of a float image in 0..1, expected uint8 0..255",
+            fix="(image * 255).round().astype('uint8') of the float image",
+        )
 
 
 def _wrong_dtype(array: Array) -> InputError:

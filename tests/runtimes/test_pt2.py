@@ -137,7 +137,7 @@ def test_guards_and_pickled_samples_are_left_out(good: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_every_network_has_a_program_that_opens(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = build(spec_of(name)).eval()
+    model = build(spec_of(NETWORKS[name])).eval()
     x_NCHW = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     export_pt2(model, x_NCHW, tmp_path / "net.pt2")
     with torch.inference_mode():

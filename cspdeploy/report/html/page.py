@@ -61,11 +61,12 @@ def render_report(
 ) -> str:
     """The page of `write_report` as text."""
     rows = bundle_rows(report, folder)
+    first = sizes_of(manifest.artifacts)[0]
     sections = [
         section for section in (
             _ladder(rows, manifest), _regressions(report), _speed(rows), _error(rows, curves),
-            _images(golden, manifest, rows_of_size(rows, sizes_of(manifest.artifacts)[0])), _use(manifest, rows), _limits(rows), _what(rows), _steps(manifest),
-            _environment(manifest, report),
+            _images(golden, manifest, rows_of_size(rows, first)), _use(manifest, rows), _limits(rows), _what(rows),
+            _steps(manifest), _environment(manifest, report),
         ) if section is not None
     ]  # fmt: skip
     style = resources.files("cspdeploy.report.html").joinpath("style.css").read_text(encoding="utf-8")
@@ -166,9 +167,10 @@ def _use(manifest: Manifest, rows: Sequence[ParityRow]) -> _Section | None:
         if made.frontend is not None and size_of(made.kind) == size_of(artifact.kind)
     ]  # fmt: skip
     bytes_in = [made.file for made in of_image]
-    takes = " takes" if len(bytes_in) == 1 else " take"
-    said = join(said, tag("p", *_names(bytes_in), join(f"{takes} the bytes of a picture: {_bytes_words(manifest, of_image[0])}"),
-                          class_="lead")) if bytes_in else said  # fmt: skip
+    if of_image:
+        takes = " takes" if len(bytes_in) == 1 else " take"
+        words = f"{takes} the bytes of a picture: {_bytes_words(manifest, of_image[0])}"
+        said = join(said, tag("p", *_names(bytes_in), join(words), class_="lead"))
     snippets = [snippet_markup(snippet, snippet.write(manifest, artifact)) for snippet in SNIPPETS]
     return _section("use", "Use it", lead, said, *snippets)
 
