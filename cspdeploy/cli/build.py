@@ -294,7 +294,9 @@ def train(
                 overwrite=overwrite, progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt as error:
-        raise InterruptedRunError("interrupted; finished epochs are kept", fix=f"{command} --resume") from error
+        kept = any(models.glob(".*.run/checkpoint.pt"))
+        message = "interrupted; finished epochs are kept" if kept else "interrupted before the first epoch was finished"
+        raise InterruptedRunError(message, fix=f"{command} --resume" if kept else command) from error
     if json_:
         print_json(report)
     else:

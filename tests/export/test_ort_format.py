@@ -55,12 +55,6 @@ def test_ort_format_is_for_any_processor_and_the_optimised_graph_for_this_one(so
     np.testing.assert_allclose(_run(optimised), _run(source), rtol=1e-5, atol=1e-6)
 
 
-def test_optimised_graph_has_the_same_bytes_again(source: Path) -> None:
-    for name in ("a.onnx", "b.onnx"):
-        write_optimised(source, source.with_name(name), machine="m")
-    assert source.with_name("a.onnx").read_bytes() == source.with_name("b.onnx").read_bytes()
-
-
 def test_operators_config_names_what_the_file_needs_and_no_path_of_this_machine(source: Path) -> None:
     target, config = source.with_suffix(".ort"), source.with_name(OPERATORS_FILE)
     write_ort_format(source, target)
