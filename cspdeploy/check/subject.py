@@ -56,6 +56,7 @@ class Candidate:
         frontend: preprocessing that it has in its graph.
         pixels: its inputs in place of the subject's, uint8 `[N, H, W, 3]`; of one with a frontend.
         num_quantised: tensors in 8 bits, of a file that does not tell by itself.
+        machine: that an engine has optimised the file for; empty: any.
         pixel_change: relative L2 that a resize of its own may move the outputs by, as measured at export.
     """
 
@@ -74,6 +75,7 @@ class Candidate:
     pixels: npt.NDArray[np.uint8] | None = field(default=None, compare=False)
     num_quantised: int = 0
     pixel_change: float = 0.0
+    machine: str = ""
 
     @property
     def network_names(self) -> tuple[str, ...]:
@@ -241,6 +243,7 @@ def _candidate(folder: Path, artifact: Artifact) -> Candidate:
         output_dtypes=tuple(value.dtype for value in artifact.outputs), inputs=artifact.inputs,
         batch=batch if isinstance(batch, int) else None, frontend=artifact.frontend,
         pixel_change=pixel_change(artifact), num_quantised=recorded_quantised(artifact),
+        machine=artifact.machine,
     )  # fmt: skip
 
 

@@ -15,19 +15,17 @@ from cspdeploy.check.rung_check import RungCheck, failed_row
 from cspdeploy.check.rungs import Rung, list_rungs
 from cspdeploy.check.settings import Progress, VerifySettings
 from cspdeploy.check.subject import Subject
+from cspdeploy.core.env import other_machine
 from cspdeploy.core.errors import CspDeployError, RuntimeUnavailableError
 from cspdeploy.core.metrics import max_abs_difference
 from cspdeploy.core.preprocess import preprocess
 from cspdeploy.core.sizes import sized_kind
-from cspdeploy.core.tolerance import require_known
+from cspdeploy.core.tolerance import PREPROCESS_LIMIT, require_known
 from cspdeploy.core.types import ParityRow, Timing
 
 __all__ = ["PREPROCESS", "SubjectCheck"]
 
 PREPROCESS = "preprocess"
-# The arithmetic is two float32 roundings of the same numbers everywhere; a resized pixel that differs by one step of
-# 255 moves the input by 0.004 / std, a thousand times this.
-PREPROCESS_LIMIT = 1e-5
 
 
 class SubjectCheck:
@@ -110,7 +108,7 @@ class SubjectCheck:
         made = rung.candidate
         row = ParityRow(
             bundle=self._subject.name, artifact=made.artifact, runtime=rung.runtime.name, verdict="not-checkable",
-            reason=rung.not_checkable, num_bytes=made.num_bytes, note=rung.runtime.notes.get(made.precision, ""),
+            reason=rung.not_checkable, num_bytes=made.num_bytes, note=_note(rung),
         )  # fmt: skip
         if rung.not_checkable:
             return row, None
@@ -168,3 +166,9 @@ class SubjectCheck:
 def _with_timing(row: ParityRow, timing: Timing) -> ParityRow:
     p95_ms = None if timing.p95_ms is None else round(timing.p95_ms, 4)
     return dataclasses.replace(row, timing=timing, p50_ms=round(timing.p50_ms, 4), p95_ms=p95_ms)
+
+
+def _note(rung: Rung) -> str:
+    """What to know of a row before it is read."""
+    made = rung.candidate
+    return "; ".join(filter(None, (rung.runtime.notes.get(made.precision, ""), other_machine(made.machine))))

@@ -10,7 +10,8 @@ import typer
 from cspdeploy.cli.render import print_json, print_renderable, progress_bar
 
 if TYPE_CHECKING:
-    from cspdeploy.pipeline.package import PackageReport, PackedFile
+    from cspdeploy.core.archive import Entry
+    from cspdeploy.pipeline.package import PackageReport
 
 __all__ = ["register"]
 
@@ -34,7 +35,9 @@ def package(
     ] = None,
     sign: Annotated[
         Path | None,
-        typer.Option("--sign", metavar="KEY", help="Sign the manifest with this Ed25519 private key (PEM)."),
+        typer.Option(
+            "--sign", metavar="KEY", help="Sign it with this Ed25519 private key (PEM): all but timings.json."
+        ),
     ] = None,
     licence: Annotated[
         str, typer.Option("--licence", metavar="FILE|TEXT", help="Licence of the weights: a file, or its name.")
@@ -82,17 +85,18 @@ def _table(report: PackageReport) -> Any:
     return table
 
 
-def _sums(files: list[PackedFile] | tuple[PackedFile, ...]) -> tuple[int, int]:
+def _sums(files: list[Entry] | tuple[Entry, ...]) -> tuple[int, int]:
     return sum(file.num_bytes for file in files), sum(file.packed_bytes for file in files)
 
 
 def _told(report: PackageReport) -> str:
     signed = f"signed with key {report.key[:16]}" if report.key else "not signed"
     trained = "\nUNTRAINED: random weights, no answer means anything" if report.untrained else ""
+    key = " --key key.pub" if report.key else ""
     run = (
         f"python {report.file} IMAGE... | selftest | --help"
         if report.kind == "pyz"
-        else f"python -m cspdeploy.edge selftest {report.file}"
+        else f"python -m cspdeploy.edge selftest {report.file}{key}"
     )
     notes = "".join(f"\nnote: {note}" for note in report.notes)
     return (

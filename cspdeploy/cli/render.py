@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.text import one_line
 
 __all__ = ["is_onnx", "print_error", "print_json", "print_renderable", "progress_bar", "require_finite"]
 
@@ -37,14 +38,9 @@ def print_renderable(renderable: Any) -> None:
 
 def print_error(message: str, fix: str) -> None:
     """`error:` and, where there is one, `fix:`, a line each, on stderr."""
-    sys.stderr.write(f"error: {_one_line(message)}\n")
+    sys.stderr.write(f"error: {one_line(message)}\n")
     if fix:
-        sys.stderr.write(f"fix: {_one_line(fix)}\n")
-
-
-def _one_line(text: str) -> str:
-    """Without control characters: a name in a file of unknown origin may hold what a terminal obeys."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+        sys.stderr.write(f"fix: {one_line(fix)}\n")
 
 
 def is_onnx(place: Path) -> bool:

@@ -28,8 +28,8 @@ at 1032, and bombs are built of that."""
 RATIO_FREE_BYTES = 1 << 20
 """An entry up to here may have any ratio; all of them together may not."""
 TOTAL_FREE_BYTES = 64 << 20
-"""A package up to here may have any ratio as a whole: no device is hurt by 64 MiB. Above, `MAX_RATIO` holds for the sum,
-without which 2000 entries of a megabyte each would make 2 GB of 2 MB."""
+"""A package up to here may have any ratio as a whole: no device is hurt by 64 MiB. Above, `MAX_RATIO` holds for the
+sum: without that, 2000 entries of a megabyte each would make 2 GB of 2 MB."""
 MAX_NAME_BYTES = 255
 MAX_DEPTH = 8
 
@@ -105,7 +105,7 @@ def _wrong_name(name: str) -> str:
 
 
 def _wrong_names(info: zipfile.ZipInfo) -> str:
-    """Python 3.14 takes a name from the Unicode Path field (0x7075) in place of the one that was judged here."""
+    """Newer releases of Python take a name from the Unicode Path field (0x7075) in place of the one judged here."""
     return "" if info.filename == info.orig_filename else "has a second name"
 
 

@@ -8,7 +8,8 @@ import platform
 from pathlib import Path
 
 __all__ = [
-    "available_bytes", "clock_mhz", "cpu_flags", "cpu_governor", "describe_environment", "num_usable_cpus",
+    "available_bytes", "clock_mhz", "cpu_flags", "cpu_governor", "cpu_model", "describe_environment",
+    "num_usable_cpus", "other_machine",
     "package_version", "throttled_seconds", "tool_versions",
 ]  # fmt: skip
 
@@ -42,13 +43,23 @@ def cpu_flags() -> tuple[str, ...]:
     return tuple(flag for flag in _NOTABLE_FLAGS if flag in present)
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor as it names itself (Linux; elsewhere what Python knows of it, or "unknown")."""
     try:
         rows = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         rows = []
     named = (row.partition(":")[2].strip() for row in rows if row.startswith("model name"))
     return next(named, platform.processor() or "unknown")
+
+
+def other_machine(machine: str) -> str:
+    """What to know of a file that an engine has optimised for the processor `machine`; empty where that is this one.
+
+    Such a file may hold layouts or instructions that another processor has not: it is slower there, or does not run.
+    """
+    here = cpu_model()
+    return "" if machine in ("", here) else f"optimised for another machine ({machine}; this is {here})"
 
 
 def num_usable_cpus() -> int:
@@ -135,7 +146,7 @@ def describe_environment() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "kernel": platform.release(),
         "virtual_machine": "yes" if _is_virtual() else "not seen",
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpu_flags": " ".join(cpu_flags()),
         "cpus": str(num_usable_cpus()),
         "cpu_affinity": _affinity(),

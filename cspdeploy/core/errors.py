@@ -40,6 +40,8 @@ class CspDeployError(Exception):
         super().__init__(message)
         self.message = message
         self.fix = fix
+        self.facts: dict[str, str] = {}
+        """What a program that reads the error may want besides: the "manifest_sha256" of the bundle that it is of."""
 
     def __str__(self) -> str:
         return f"{self.message} (fix: {self.fix})" if self.fix else self.message

@@ -8,9 +8,10 @@ Shapes: N images, H height, W width, C channels (3).
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,11 +58,14 @@ def decoder() -> str:
     return f"Pillow {__version__}"
 
 
+@functools.cache
 def _has_pillow() -> bool:
+    """Found out once, by importing it: an empty folder called PIL is a package to Python, too."""
     try:
-        return importlib.util.find_spec("PIL") is not None
-    except ValueError:  # something called PIL is loaded that was never found as a module
+        import PIL.Image  # noqa: F401
+    except (ImportError, OSError):  # OSError: a library that it needs is missing or not for this system
         return False
+    return True
 
 
 def _use_pillow(by: Decoder) -> bool:
@@ -152,13 +156,14 @@ def resize_image(image: Image.Image, contract: Preprocess) -> npt.NDArray[np.uin
     """Resize and crop an RGB image of Pillow: `[H, W, 3]` uint8, still RGB.
 
     Raises:
-        InputError: the image is too thin for the contract.
+        InputError: the image is too thin for the contract, or too large for the memory here.
     """
     from cspdeploy.core.pixels.pillow import resize_with_pillow
 
     fit = fit_image(contract, width=image.width, height=image.height)
     size = (contract.width_px, contract.height_px)
-    return resize_with_pillow(image, fit, size=size, interpolation=contract.interpolation)
+    with _enough_memory(image.width, image.height):
+        return resize_with_pillow(image, fit, size=size, interpolation=contract.interpolation)
 
 
 def resize_pixels(
@@ -167,8 +172,23 @@ def resize_pixels(
     """Resize and crop `[H, W, 3]` uint8 RGB to the contract's size. An image that has it already may come back itself.
 
     Raises:
-        InputError: the image is too thin for the contract.
+        InputError: the image is too thin for the contract, or too large for the memory here.
     """
+    with _enough_memory(image_HWC.shape[1], image_HWC.shape[0]):
+        return _resized(image_HWC, contract, by)
+
+
+@contextmanager
+def _enough_memory(width: int, height: int) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise InputError(
+            f"image of {width}x{height} px: too large to be resized in the memory here", fix="shrink the image"
+        ) from error
+
+
+def _resized(image_HWC: npt.NDArray[np.uint8], contract: Preprocess, by: Decoder) -> npt.NDArray[np.uint8]:
     height, width = image_HWC.shape[:2]
     fit = fit_image(contract, width=width, height=height)
     size = (contract.width_px, contract.height_px)

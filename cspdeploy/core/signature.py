@@ -6,9 +6,9 @@
     openssl pkey -in key.pem -pubout -out key.pub          the public key: goes to the devices
     openssl pkeyutl -verify -pubin -inkey key.pub -rawin -in manifest.json -sigfile manifest.sig
 
-What the manifest does not name is not signed: timings.json, report.html, and files whose names begin with a dot. Nothing
-here takes a verdict from any of them. A program, model.pyz, has a signature over the whole file beside it, because it
-cannot vouch for itself: whoever may change its model may change its check, too.
+What the manifest does not name is not signed: timings.json, report.html, and files whose names begin with a dot.
+Nothing here takes a verdict from any of them. A program, model.pyz, has a signature over the whole file beside it,
+because it cannot vouch for itself: whoever may change its model may change its check, too.
 
     openssl pkeyutl -verify -pubin -inkey key.pub -rawin -in model.pyz -sigfile model.pyz.sig
 
@@ -29,7 +29,15 @@ from cspdeploy.core.types import Manifest
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-__all__ = ["FILE_SUFFIX", "check_private_key", "sign_file", "sign_folder", "verify_folder", "verify_manifest"]
+__all__ = [
+    "FILE_SUFFIX",
+    "SIGNATURE_BYTES",
+    "check_private_key",
+    "sign_file",
+    "sign_folder",
+    "verify_folder",
+    "verify_manifest",
+]
 
 SIGNATURE_BYTES = 64
 MAX_KEY_BYTES = 1 << 16

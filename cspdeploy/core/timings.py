@@ -1,6 +1,8 @@
-"""timings.json of a bundle: how long each artifact took where it was verified, for a device to compare itself with.
+"""timings.json of a bundle: how long each artifact took where it was verified, and how near it came to the original.
 
-It has no hash, since no second run repeats it; so nothing is decided by it, and what is wrong with it is a remark.
+For a device to compare itself with. It has no hash, since no second run repeats it; so it can excuse nothing: an error
+far above the recorded one fails a check that it would have passed, and never the other way round. What is wrong with it
+is a remark.
 """
 
 from __future__ import annotations
@@ -28,17 +30,25 @@ MAX_MACHINE = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedTiming:
-    """Latency of one artifact on one runtime: median in ms of `batch` images a call, with `threads` CPUs to use."""
+    """What was measured of one artifact on one runtime.
+
+    Attributes:
+        p50_ms: median of calls of `batch` images, with `threads` CPUs to use; None where nothing was timed.
+        rel_l2: relative L2 of its outputs on the golden images, against FP64; None where that is not known.
+    """
 
     artifact: str
     runtime: str
-    p50_ms: float
+    p50_ms: float | None = None
     batch: int = 1
     threads: int
+    rel_l2: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.p50_ms) and self.p50_ms > 0):
+        if self.p50_ms is not None and not (math.isfinite(self.p50_ms) and self.p50_ms > 0):
             raise ValueError(f"p50_ms: got {self.p50_ms}, expected a number above 0")
+        if self.rel_l2 is not None and not (math.isfinite(self.rel_l2) and self.rel_l2 >= 0):
+            raise ValueError(f"rel_l2: got {self.rel_l2}, expected a number from 0 up")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +67,7 @@ class Timings:
 def timings_of(
     rows: Sequence[ParityRow], *, environment: Mapping[str, str], batches: Mapping[str, int]
 ) -> Timings | None:
-    """What `verify` measured of one bundle; None where it measured no latency.
+    """What `verify` measured of one bundle; None where it measured neither latency nor error.
 
     Args:
         environment: of `cspdeploy.core.env.describe_environment`, there and then.
@@ -67,10 +77,10 @@ def timings_of(
     found = tuple(
         RecordedTiming(
             artifact=row.artifact, runtime=row.runtime, p50_ms=row.p50_ms, batch=batches.get(row.artifact, 1),
-            threads=int(threads) if threads.isdigit() else 0,
+            threads=int(threads) if threads.isdigit() else 0, rel_l2=row.rel_l2,
         )
         for row in rows
-        if row.p50_ms is not None and row.p50_ms > 0 and not row.failed
+        if not row.failed and (row.p50_ms or (row.rel_l2 is not None and math.isfinite(row.rel_l2)))
     )  # fmt: skip
     return Timings(machine=environment.get("cpu", "unknown"), rows=found) if found else None
 

@@ -24,6 +24,7 @@ from cspdeploy.core.types import Limit
 
 __all__ = [
     "ALL_ARTIFACTS",
+    "PREPROCESS_LIMIT",
     "allowed_flips",
     "limits_for",
     "noise_floors",
@@ -33,6 +34,10 @@ __all__ = [
     "tolerance_for",
 ]
 
+PREPROCESS_LIMIT = 1e-5
+"""Largest difference of the network's input, made again from the golden images. The arithmetic is two float32 roundings
+of the same numbers everywhere; a resized pixel that differs by one step of 255 moves the input by 0.004 / std, a
+thousand times this."""
 ALL_ARTIFACTS = ""
 """Key of a tolerance that was given without an artifact's name."""
 

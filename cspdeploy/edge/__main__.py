@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cspdeploy
 from cspdeploy.core.codec import to_json
-from cspdeploy.core.errors import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, CspDeployError
+from cspdeploy.core.errors import EXIT_CHECK_FAILED, EXIT_OK
+from cspdeploy.edge.console import Parser, answer, dump, guarded
 
-__all__ = ["main"]
+__all__ = ["add_selftest_options", "main", "selftest"]
+
+PROGRAM_SUFFIX = ".pyz"
+SELFTEST = (
+    "Hashes, preprocessing, and every artifact against the golden images; latency against the recorded one. "
+    "Exit code 0: passed, 1: a check failed, 2: bad input, 3: no engine."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,34 +30,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0: done and passed. 1: a check failed. 2: wrong use or bad input. 3: an engine or device is missing.
     """
-    try:
-        given = _parser().parse_args(arguments)
-    except SystemExit as end:  # argparse has said what is wrong, or printed its help
-        return int(end.code or 0)
-    try:
-        return _selftest(given) if given.command == "selftest" else _predict(given)
-    except CspDeployError as error:
-        _tell(error, json_=given.json)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    words = sys.argv[1:] if arguments is None else list(arguments)
+
+    def command() -> int:
+        given = _parser().parse_args(words)
+        return selftest(given) if given.command == "selftest" else _predict(given)
+
+    return guarded(command, json_="--json" in words)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cspdeploy.edge", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m cspdeploy.edge", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"cspdeploy {cspdeploy.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    selftest = commands.add_parser(
-        "selftest", allow_abbrev=False, help="prove a bundle on this device",
-        description="Hashes, preprocessing, and every artifact against the golden images; latency against the recorded "
-        "one. Exit code 0: passed, 1: a check failed, 2: bad input, 3: no engine.",
-    )  # fmt: skip
-    selftest.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder, or a package of one")
-    selftest.add_argument(
-        "--artifact", action="append", default=[], metavar="KIND", help="check this one alone; may be given again"
+    check = commands.add_parser(
+        "selftest", allow_abbrev=False, help="prove a bundle on this device", description=SELFTEST
     )
-    selftest.add_argument("--no-latency", action="store_true", help="do not measure how long it takes")
-    selftest.add_argument("--key", type=Path, metavar="FILE", help="public key that must have signed the bundle")
+    check.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder, or a package of one")
+    add_selftest_options(check)
     predict = commands.add_parser(
         "predict", allow_abbrev=False, help="classify image files", description="The likeliest classes of image files."
     )
@@ -60,27 +55,55 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     predict.add_argument("--top", type=int, default=5, metavar="N", help="classes of each image (default: 5)")
     predict.add_argument("--artifact", default="onnx", metavar="KIND", help="artifact of the bundle (default: onnx)")
-    for command, default in ((selftest, ""), (predict, "ort-cpu")):
-        command.add_argument(
-            "--runtime", default=default, metavar="R", help="ort-cpu, ort-cuda, openvino, ... (default: ort-cpu)"
-        )
-        command.add_argument("--threads", type=int, default=0, metavar="N", help="of the engine (default: it chooses)")
-        command.add_argument("--json", action="store_true", help="print JSON")
+    predict.add_argument("--key", type=Path, metavar="FILE", help="public key that must have signed the bundle")
+    _add_common(predict, runtime="ort-cpu")
     return parser
 
 
-def _selftest(given: argparse.Namespace) -> int:
+def add_selftest_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `selftest`; whoever has no BUNDLE among its arguments sets it in what was parsed."""
+    parser.add_argument(
+        "--artifact", action="append", default=[], metavar="KIND", help="check this one alone; may be given again"
+    )
+    parser.add_argument("--no-latency", action="store_true", help="do not measure how long it takes")
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE",
+        help="public key that must have signed the bundle; the program around it, in a .pyz, is not in that signature",
+    )  # fmt: skip
+    _add_common(parser, runtime="")
+
+
+def _add_common(parser: argparse.ArgumentParser, *, runtime: str) -> None:
+    parser.add_argument(
+        "--runtime", default=runtime, metavar="R", help="ort-cpu, ort-cuda, openvino, ... (default: ort-cpu)"
+    )
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the engine (default: it chooses)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def selftest(given: argparse.Namespace) -> int:
+    """Check `given.bundle`, print what was found, and give the exit code.
+
+    Raises:
+        CspDeployError: as `run_selftest`, or the package cannot be opened.
+    """
     from cspdeploy.core.archive import opened_bundle
     from cspdeploy.edge.selftest import SelftestRequest, run_selftest
-    from cspdeploy.edge.selftest_report import render_selftest
+    from cspdeploy.edge.selftest_report import render_selftest, told_of
 
     request = SelftestRequest(
         artifacts=tuple(given.artifact), runtime=given.runtime, latency=not given.no_latency, key=given.key,
         num_threads=given.threads,
     )  # fmt: skip
+    remark = ""
+    if given.key is not None and given.bundle.suffix.lower() == PROGRAM_SUFFIX:
+        remark = (
+            f"the signature covers the model, not the program in {given.bundle.name}: that has one of its own, "
+            f"{given.bundle.name}.sig, and is checked with openssl or from an installed cspdeploy, never by itself"
+        )
     with opened_bundle(given.bundle) as folder:
-        report = run_selftest(folder, request)
-    sys.stdout.write(_dump(to_json(report)) if given.json else render_selftest(report))
+        report = told_of(run_selftest(folder, request), folder=folder, given=given.bundle, remark=remark)
+    sys.stdout.write(dump(to_json(report)) if given.json else render_selftest(report))
     return EXIT_OK if report.verdict == "pass" else EXIT_CHECK_FAILED
 
 
@@ -88,47 +111,12 @@ def _predict(given: argparse.Namespace) -> int:
     from cspdeploy.core.archive import opened_bundle
     from cspdeploy.edge.predictor import Predictor
 
-    code = EXIT_OK
-    found: list[dict[str, Any]] = []
-    with (
-        opened_bundle(given.bundle) as place,
-        Predictor.open(place, artifact=given.artifact, runtime=given.runtime, num_threads=given.threads) as predictor,
-    ):
-        if predictor.untrained:
-            sys.stderr.write("UNTRAINED: random weights, no answer of this model means anything\n")
-        for item in predictor.stream(given.images, top=given.top):
-            entry: dict[str, Any] = {"image": str(item.source), "untrained": predictor.untrained, "predictions": []}
-            if item.result is None:
-                code = EXIT_USAGE
-                _tell(item.error or CspDeployError("no result"), json_=False)
-                entry["error"] = item.error.message if item.error else ""
-            else:
-                entry["predictions"] = to_json(item.result.predictions)
-                if not given.json:
-                    _show(entry)
-            found.append(entry)
-    if given.json:
-        sys.stdout.write(_dump(found))
-    return code
-
-
-def _show(entry: dict[str, Any]) -> None:
-    sys.stdout.write(f"{entry['image']}\n")
-    for one in entry["predictions"]:
-        sys.stdout.write(f"  {100 * one['probability']:5.1f} %  {one['label']}\n")
-    sys.stdout.flush()
-
-
-def _tell(error: CspDeployError, *, json_: bool) -> None:
-    """On stderr for a person; for a fleet on stdout, too, so that there is always one JSON document."""
-    sys.stderr.write(f"error: {error.message}\n" + (f"fix: {error.fix}\n" if error.fix else ""))
-    if json_:
-        told = {"message": error.message, "fix": error.fix, "exit_code": error.exit_code}
-        sys.stdout.write(_dump({"schema_version": 1, "verdict": "error", "error": told}))
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with opened_bundle(given.bundle) as place:
+        opened = Predictor.open(
+            place, artifact=given.artifact, runtime=given.runtime, num_threads=given.threads, key=given.key
+        )
+        with opened as predictor:
+            return answer(predictor, given.images, top=given.top, json_=given.json)
 
 
 if __name__ == "__main__":

@@ -179,9 +179,7 @@ def require_images(images: object, *, call: str) -> None:
 
 
 def _refuse_cast_floats(array: Array, name: str) -> None:
-    """An image in 0..1 that was cast to uint8 holds 0, and 1 where it was white. A black frame, and one of a single
-    grey level 1, may be what a camera sees.
-    """
+    """An image in 0..1 that was cast to uint8 holds 0, and 1 where it was white. Cameras see black frames."""
     if array[:1].max() <= 1 and array.max() == 1 and array.min() == 0:  # one row tells of nearly all images
         raise InputError(
             f"{name}: got uint8 that holds 0 and 1 alone, as of a float image in 0..1, expected uint8 0..255",

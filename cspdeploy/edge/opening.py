@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from cspdeploy.core.bundle import MANIFEST_FILE, check_hashes, read_manifest
 from cspdeploy.core.errors import InputError, did_you_mean
@@ -18,8 +19,20 @@ from cspdeploy.core.types import Artifact, Frontend, Manifest
 from cspdeploy.runtimes import require_runtime
 from cspdeploy.runtimes.base import Runtime, Session, SessionRequest
 
-__all__ = ["OpenedArtifact", "find_artifact", "of_manifest", "open_artifact", "open_listed", "require_threads"]
+if TYPE_CHECKING:
+    from cspdeploy.core.card import ModelCard
 
+__all__ = [
+    "OpenedArtifact",
+    "find_artifact",
+    "find_card",
+    "of_manifest",
+    "open_artifact",
+    "open_listed",
+    "require_threads",
+]
+
+DEFAULT_ARTIFACT = "onnx"
 SMALL_BYTES = 1 << 20
 """Files up to this size are hashed whenever their bundle is opened: a millisecond each."""
 
@@ -36,6 +49,7 @@ class OpenedArtifact:
         contract: from an image to the network's input; with a `frontend`, what the graph does of it itself.
         outputs: the network's own, without those that a frontend adds.
         input_shape: as the file declares it; a free dimension is a name.
+        note: what to know before it is used here: it was optimised for another machine; else empty.
         hash_checked: the file is the one of a manifest; False for a file without a bundle.
     """
 
@@ -54,6 +68,7 @@ class OpenedArtifact:
     runtime: Runtime
     session: Session
     hash_checked: bool
+    note: str = ""
 
     @property
     def batch(self) -> int | None:
@@ -69,7 +84,9 @@ class OpenedArtifact:
         return str(own) or most or self.runtime.device
 
 
-def open_artifact(place: Path, *, artifact: str, runtime: str, num_threads: int) -> OpenedArtifact:
+def open_artifact(
+    place: Path, *, artifact: str, runtime: str, num_threads: int, key: Path | None = None
+) -> OpenedArtifact:
     """Open an artifact of a bundle, or a single ONNX file.
 
     Of a bundle the artifact, its manifest and all small files are checked; the other artifacts and the golden images
@@ -78,18 +95,23 @@ def open_artifact(place: Path, *, artifact: str, runtime: str, num_threads: int)
     Args:
         place: a bundle's folder, its manifest.json, or an ONNX file with a card, which is then the artifact.
         num_threads: as in `SessionRequest`.
+        key: public key that must have signed the manifest, or None.
 
     Raises:
-        InputError: not one of these, no such artifact, or the runtime does not read it.
-        TamperedError: a file is not the one of the manifest.
+        InputError: not one of these, no such artifact, or the runtime does not read it; a key that is none, or a key
+            for a single file.
+        TamperedError: a file is not the one of the manifest, or the manifest is not the one that was signed.
         RuntimeUnavailableError: the runtime is not here, or did not take the work.
     """
     require_threads(num_threads)
     try:
         if place.is_file() and place.name != MANIFEST_FILE:
-            return _open_single(place, runtime=runtime, num_threads=num_threads)
+            if key is not None:
+                raise InputError(f"{place}: one file, expected a signed bundle: its signature is in the bundle",
+                                 fix="name the bundle's folder")  # fmt: skip
+            return _open_single(place, artifact=artifact, runtime=runtime, num_threads=num_threads)
         folder = place.parent if place.name == MANIFEST_FILE and place.is_file() else place
-        manifest = read_manifest(folder)
+        manifest = _manifest(folder, key)
         small = {record.file for record in manifest.files if record.num_bytes <= SMALL_BYTES}
         check_hashes(folder, manifest, only=small)
     except OSError as error:
@@ -98,14 +120,25 @@ def open_artifact(place: Path, *, artifact: str, runtime: str, num_threads: int)
     return open_listed(folder, manifest, found, runtime=require_runtime(runtime), num_threads=num_threads)
 
 
-def require_threads(num_threads: int) -> None:
+def _manifest(folder: Path, key: Path | None) -> Manifest:
+    if key is None:
+        return read_manifest(folder)
+    from cspdeploy.core.signature import verify_manifest
+
+    return verify_manifest(folder, key)[0]
+
+
+def require_threads(num_threads: object) -> None:
     """Refuse what is no number of threads.
 
     Raises:
-        InputError: below 0.
+        InputError: not a whole number, or below 0.
     """
-    if isinstance(num_threads, bool) or num_threads < 0:
-        raise InputError(f"num_threads: got {num_threads}, expected 0 (as the engine likes) or more", fix="--threads 0")
+    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 0:
+        raise InputError(
+            f"num_threads: got {num_threads!r}, expected a whole number: 0 (as the engine likes) or more",
+            fix="--threads 0",
+        )
 
 
 def find_artifact(folder: Path, manifest: Manifest, kind: str) -> Artifact:
@@ -172,23 +205,39 @@ def of_manifest(
         provenance=spec.provenance,
         outputs=_own_outputs(names, artifact.frontend), input_name=artifact.inputs[0].name,
         input_shape=artifact.inputs[0].shape, runtime=runtime, session=session, hash_checked=True,
+        note=_machine_note(artifact),
     )  # fmt: skip
 
 
-def _open_single(path: Path, *, runtime: str, num_threads: int) -> OpenedArtifact:
-    """One dropped file. Who made it, only a bundle can tell; what it takes, its card does."""
+def find_card(path: Path) -> ModelCard | None:
+    """The card of an ONNX file; None where it has none.
+
+    Raises:
+        InputError: not an ONNX file, or a card that is broken.
+    """
     from cspdeploy.core.card import read_card
-    from cspdeploy.core.catalog import ARTIFACT_KINDS
     from cspdeploy.core.onnx_wire import Message, read_message
 
     def metadata(model: Message) -> dict[str, str]:
         return {entry.text(1): entry.text(2) for entry in model.messages(14)}  # ModelProto.metadata_props
 
-    card = read_card(read_message(path, metadata), name=str(path))
+    return read_card(read_message(path, metadata), name=str(path))
+
+
+def _open_single(path: Path, *, artifact: str, runtime: str, num_threads: int) -> OpenedArtifact:
+    """One dropped file. Who made it, only a bundle can tell; what it takes, its card does."""
+    from cspdeploy.core.catalog import ARTIFACT_KINDS
+
+    card = find_card(path)
     if card is None:
         raise InputError(
             f"{path}: carries no card that says what it takes, expected a bundle or an ONNX file of cspdeploy export",
             fix="name the bundle's folder, or export it again",
+        )
+    if artifact not in (DEFAULT_ARTIFACT, card.artifact):
+        raise InputError(
+            f"{path}: is '{card.artifact}', asked for '{artifact}'",
+            fix=f"leave out the artifact, give '{card.artifact}', or name a bundle",
         )
     kind = ARTIFACT_KINDS.get(base_kind(card.artifact))
     if kind is None:
@@ -211,6 +260,14 @@ def _open_single(path: Path, *, runtime: str, num_threads: int) -> OpenedArtifac
 def _require_reads(runtime: Runtime, kind: str, *, format_: str, precision: str) -> None:
     if not runtime.reads(format_=format_, precision=precision):
         raise InputError(f"--runtime {runtime.name}: does not read '{kind}'", fix="cspdeploy doctor")
+
+
+def _machine_note(artifact: Artifact) -> str:
+    if not artifact.machine:
+        return ""
+    from cspdeploy.core.env import other_machine  # what most artifacts do not need is not loaded
+
+    return other_machine(artifact.machine)
 
 
 def _own_outputs(names: tuple[str, ...], frontend: Frontend | None) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from cspdeploy.core.metrics import softmax, top_k
 from cspdeploy.core.preprocess import ImageSource
 from cspdeploy.core.spec import Preprocess, Task
 from cspdeploy.edge.calls import Calls
-from cspdeploy.edge.images import ChannelOrder, Feed, require_channel_order
+from cspdeploy.edge.images import ChannelOrder, Feed, require_channel_order, require_images
 from cspdeploy.edge.opening import OpenedArtifact, open_artifact
 from cspdeploy.edge.results import Prediction, Result, StreamItem
 
@@ -49,6 +49,7 @@ class Predictor:
         runtime: str = "ort-cpu",
         num_threads: int = 0,
         channel_order: str = "rgb",
+        key: str | os.PathLike[str] | None = None,
     ) -> Predictor:
         """Open an artifact of a bundle. Needs no write access anywhere.
 
@@ -59,19 +60,27 @@ class Predictor:
             bundle: the folder, its manifest.json, or one ONNX file that carries a card (then that is the artifact, and
                 its hash is known to nobody: `hash_checked` is False).
             artifact: kind of artifact: "onnx", "onnx-fp16", "onnx-int8", "onnx-u8", ..., "torchscript"; of a bundle of
-                several sizes "onnx@320x320" for the 320 px one, which brings its own preprocessing.
+                several sizes "onnx@320x320" for the 320 px one, which brings its own preprocessing. Of a single file
+                its own kind; "onnx" takes it whatever it is.
             runtime: "ort-cpu", "ort-cuda", "openvino", "torchscript-cpu", ... It runs there or not at all.
             num_threads: of the engine inside one call; 0: as it chooses.
             channel_order: of the arrays that the application gives: "rgb", or "bgr" as OpenCV has them. Image files
                 need no word of it, whatever order the network was trained with.
+            key: file of the Ed25519 public key that must have signed the bundle; None asks for no signature.
 
         Raises:
-            InputError: not a bundle, no such artifact in it, or the runtime does not read it.
-            TamperedError: a file is not the one of the manifest.
+            InputError: not a bundle, no such artifact in it, or the runtime does not read it; a key that is none.
+            TamperedError: a file is not the one of the manifest, or the manifest is not the one that was signed.
             RuntimeUnavailableError: the runtime is not here, or did not take the work.
+            MissingExtraError: a signature is to be checked without the package `cryptography`.
         """
         order = require_channel_order(channel_order)
-        opened = open_artifact(Path(bundle), artifact=artifact, runtime=runtime, num_threads=num_threads)
+        if not isinstance(bundle, (str, os.PathLike)):
+            raise InputError(f"bundle: got {type(bundle).__name__}, expected a path", fix="name the bundle's folder")
+        opened = open_artifact(
+            Path(bundle), artifact=artifact, runtime=runtime, num_threads=num_threads,
+            key=Path(key) if key is not None else None,
+        )  # fmt: skip
         return cls(opened, channel_order=order)
 
     @property
@@ -120,6 +129,11 @@ class Predictor:
         return self._calls.opened.session.placement
 
     @property
+    def note(self) -> str:
+        """What to know before it is used here: it was optimised for another machine; else empty."""
+        return self._facts.note
+
+    @property
     def hash_checked(self) -> bool:
         """The file is the one of its manifest. False for a single file, of which nobody here knows the hash."""
         return self._facts.hash_checked
@@ -138,11 +152,17 @@ class Predictor:
     def predict(self, images: Iterable[ImageSource], *, top: int = 5) -> list[Result]:
         """The same for any number of images, in calls of as many as the artifact takes; none gives an empty list.
 
+        Args:
+            images: a list, an iterator, or an array `[N, H, W, 3]`. A camera may fill one buffer again and again: an
+                image is copied before the next one is asked for.
+
         Raises:
-            InputError: as above; the first image that is none ends it. `stream` goes on.
+            InputError: as above; the first image that is none ends it (`stream` goes on). Or it is one image, which is
+                not taken for a batch of its rows.
         """
         self._require_classes()
         _require_top(top)
+        require_images(images, call="predict")
         return [
             result
             for outputs in self._batched(self._feed.prepare(image) for image in images)
@@ -156,13 +176,15 @@ class Predictor:
         gives an item with `error`, and the stream goes on; what `images` itself raises ends it.
 
         Args:
-            images: is iterated in another thread, at most two ahead.
+            images: as in `predict`; is iterated in another thread, at most two ahead. Each is a call of its own: an
+                artifact of a fixed batch of eight computes eight for it, which `predict` fills with images.
 
         Raises:
-            InputError: the artifact gives no classes, or the predictor is closed.
+            InputError: the artifact gives no classes, the predictor is closed, or it is one image.
         """
         self._require_classes()
         _require_top(top)
+        require_images(images, call="stream")
         self._calls.opened  # noqa: B018 (a closed one says so now, and not at the first image)
         return self._stream(images, top)
 
@@ -273,6 +295,6 @@ def _floats(outputs: Mapping[str, Array]) -> dict[str, Array]:
     }
 
 
-def _require_top(top: int) -> None:
-    if top < 1:
-        raise InputError(f"top: got {top}, expected at least 1", fix="top=1")
+def _require_top(top: object) -> None:
+    if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
+        raise InputError(f"top: got {top!r}, expected a whole number of at least 1", fix="top=1")

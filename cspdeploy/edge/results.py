@@ -51,7 +51,8 @@ class StreamItem:
     """One image of a stream: either its result, or why there is none.
 
     Attributes:
-        source: as the stream was given it.
+        source: as the stream was given it, and no copy: of a buffer that is filled again it shows a later image. The
+            result is that of the image that it held when it was taken.
         result: None where the image could not be used.
         error: None where it could.
     """

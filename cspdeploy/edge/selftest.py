@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +18,22 @@ from cspdeploy.core.bundle import MANIFEST_FILE, check_hashes, read_manifest
 from cspdeploy.core.env import describe_environment, num_usable_cpus
 from cspdeploy.core.errors import CspDeployError, InputError, RuntimeUnavailableError, TamperedError
 from cspdeploy.core.golden import GOLDEN_FILE, Golden, read_golden
-from cspdeploy.core.integrity import file_sha256
+from cspdeploy.core.json_file import read_json_bytes
+from cspdeploy.core.manifest import file_names, parse_manifest
 from cspdeploy.core.sizes import at_size, golden_file, size_of, sizes_of
 from cspdeploy.core.timings import Timings, read_timings
-from cspdeploy.core.types import Artifact, Manifest
+from cspdeploy.core.types import Manifest
 from cspdeploy.edge.images import Feed
-from cspdeploy.edge.opening import OpenedArtifact, find_artifact, open_listed, require_threads
+from cspdeploy.edge.opening import OpenedArtifact, open_listed, require_threads
 from cspdeploy.edge.selftest_checks import check_golden, check_preprocess, check_provider, measure_median
+from cspdeploy.edge.selftest_contract import check_contract
+from cspdeploy.edge.selftest_plan import Planned, plan_artifacts
 from cspdeploy.edge.selftest_report import CheckRow, LatencyRow, SelftestReport
-from cspdeploy.runtimes import all_runtimes, require_runtime
-from cspdeploy.runtimes.base import Runtime
 
 __all__ = ["SelftestRequest", "run_selftest"]
 
 MAX_REASON = 300
-ONNX_RUNTIME = "ort-cpu"
+MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +53,6 @@ class SelftestRequest:
     latency: bool = True
     key: Path | None = None
     num_threads: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Planned:
-    """An artifact and what opens it, or why nothing does."""
-
-    artifact: Artifact
-    runtime: Runtime | None
-    absent: str = ""
 
 
 def run_selftest(bundle: Path, request: SelftestRequest | None = None) -> SelftestReport:
@@ -79,7 +75,12 @@ def run_selftest(bundle: Path, request: SelftestRequest | None = None) -> Selfte
             fix="name the bundle's folder",
         )
     try:
-        return _Selftest(folder, asked).report()
+        checked = _Selftest(folder, asked)
+        try:
+            return checked.report()
+        except CspDeployError as error:
+            error.facts["manifest_sha256"] = checked.manifest_sha256
+            raise
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror or error}", fix="make it readable for this user") from error
 
@@ -87,15 +88,28 @@ def run_selftest(bundle: Path, request: SelftestRequest | None = None) -> Selfte
 class _Selftest:
     def __init__(self, folder: Path, asked: SelftestRequest) -> None:
         self._folder, self._asked = folder, asked
-        self._manifest = read_manifest(folder)
-        self._planned = _plan(folder, self._manifest, asked)
+        # One read: what is signed, what is checked, and what the report names are the same bytes.
+        data = read_json_bytes(folder / MANIFEST_FILE)
+        self.manifest_sha256 = hashlib.sha256(data).hexdigest()
+        self._began = datetime.now(UTC)
+        self._missing = _missing_files(folder, parse_manifest(data, name=str(folder / MANIFEST_FILE)))
+        self._manifest, self._signature = _signed(folder, data, asked.key, missing=self._missing)
         self._timings, remark = read_timings(folder)
         self._remarks = [remark] if remark else []
         self._latency: list[LatencyRow] = []
 
     def report(self) -> SelftestReport:
+        """All checks.
+
+        Raises:
+            CspDeployError: as `run_selftest`.
+        """
+        self._planned = plan_artifacts(
+            self._folder, self._manifest, kinds=self._asked.artifacts, runtime=self._asked.runtime
+        )
         checks = self._whole()
         if all(row.verdict != "fail" for row in checks):
+            checks.append(check_contract(self._folder, self._manifest, [one.artifact for one in self._planned]))
             for size_px in sizes_of(planned.artifact for planned in self._planned):
                 golden = read_golden(self._folder / golden_file(size_px))
                 checks.append(check_preprocess(golden, at_size(self._manifest, size_px), size_px=size_px))
@@ -107,7 +121,11 @@ class _Selftest:
         return SelftestReport(
             verdict="fail" if any(row.verdict == "fail" for row in checks) else "pass",
             bundle=str(self._folder), model=self._manifest.spec.name,
-            manifest_sha256=file_sha256(self._folder / MANIFEST_FILE),
+            time_utc=self._began.isoformat(timespec="seconds"), host=platform.node(), requested={
+                "artifacts": list(self._asked.artifacts), "runtime": self._asked.runtime,
+                "threads": self._asked.num_threads,
+            },
+            manifest_sha256=self.manifest_sha256,
             untrained=self._manifest.spec.provenance.untrained, checks=tuple(checks), latency=tuple(self._latency),
             recorded_machine=self._timings.machine if self._timings and self._latency else "",
             remarks=tuple(self._remarks), environment=_environment(),
@@ -115,29 +133,25 @@ class _Selftest:
 
     def _whole(self) -> list[CheckRow]:
         """Signature and hashes."""
-        checks = []
-        if self._asked.key is not None:
-            from cspdeploy.core.signature import verify_folder
-
-            try:
-                verify_folder(self._folder, self._asked.key)
-                checks.append(CheckRow(check="signature", verdict="pass", reason=f"by {self._asked.key}"))
-            except TamperedError as error:
-                checks.append(CheckRow(check="signature", verdict="fail", reason=error.message))
+        checks = list(self._signature)
         sizes = {one.file: one.num_bytes for one in self._manifest.artifacts}
         sizes |= {one.file: one.num_bytes for one in self._manifest.files}
         for name in map(golden_file, sizes_of(self._manifest.artifacts)):
             if name not in sizes:
                 raise InputError(f"{self._folder}: the manifest names no {name}", fix="export the bundle again")
         megabytes = sum(sizes.values()) / 1e6
+        if self._missing:
+            more = f" and {len(self._missing) - MAX_NAMED} more" if len(self._missing) > MAX_NAMED else ""
+            reason = f"{', '.join(self._missing[:MAX_NAMED])}{more}: missing, named in the manifest: copied in part?"
+            return [*checks, CheckRow(check="files", verdict="fail", reason=reason)]
         try:
             check_hashes(self._folder, self._manifest)
             checks.append(CheckRow(check="files", verdict="pass", reason=f"{len(sizes)} files, {megabytes:.1f} MB"))
-        except TamperedError as error:
+        except (InputError, TamperedError) as error:  # what is not of the bundle, or cannot be read, is one fault more
             checks.append(CheckRow(check="files", verdict="fail", reason=error.message))
         return checks
 
-    def _artifact(self, planned: _Planned, golden: Golden) -> list[CheckRow]:
+    def _artifact(self, planned: Planned, golden: Golden) -> list[CheckRow]:
         if planned.runtime is None:
             return [_skipped(planned, planned.absent)]
         try:
@@ -145,7 +159,12 @@ class _Selftest:
                 self._folder, self._manifest, planned.artifact, runtime=planned.runtime,
                 num_threads=self._asked.num_threads,
             )  # fmt: skip
-            checks = [check_provider(opened), check_golden(opened, planned.artifact, golden, self._manifest)]
+            recorded = self._timings.find(opened.kind, opened.runtime.name) if self._timings is not None else None
+            found = check_golden(
+                opened, planned.artifact, golden, self._manifest,
+                recorded_rel_l2=recorded.rel_l2 if recorded is not None else None,
+            )  # fmt: skip
+            checks = [check_provider(opened), found]
             if self._asked.latency and planned.runtime.timed:
                 self._latency.append(self._measure(opened, golden))
         except RuntimeUnavailableError:
@@ -171,67 +190,46 @@ class _Selftest:
         ))  # fmt: skip
 
 
+def _missing_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Files that the manifest names and that are not there. What is there and no plain file is refused elsewhere."""
+    return [name for name in file_names(manifest) if not os.path.lexists(folder / name)]
+
+
+def _signed(
+    folder: Path, data: bytes, key: Path | None, *, missing: Sequence[str]
+) -> tuple[Manifest, tuple[CheckRow, ...]]:
+    """The manifest, and what is to be said of its signature: nothing where no key is given."""
+    if missing:
+        skipped = CheckRow(check="signature", verdict="skip", reason="the bundle is not whole")
+        return parse_manifest(data, name=str(folder / MANIFEST_FILE)), () if key is None else (skipped,)
+    if key is None:
+        return read_manifest(folder, data=data), ()
+    from cspdeploy.core.signature import verify_manifest
+
+    try:
+        manifest, fingerprint = verify_manifest(folder, key, data=data)
+    except TamperedError as error:
+        row = CheckRow(check="signature", verdict="fail", reason=error.message)
+        return read_manifest(folder, data=data), (row,)
+    reason = f"{manifest.spec.name}, by {key} ({fingerprint[:16]})"
+    return manifest, (CheckRow(check="signature", verdict="pass", reason=reason),)
+
+
 def _against(timings: Timings | None, row: LatencyRow) -> LatencyRow:
     recorded = timings.find(row.artifact, row.runtime) if timings is not None else None
-    if recorded is None or recorded.batch != row.batch:
+    if recorded is None or recorded.p50_ms is None or recorded.batch != row.batch:
         return row
-    return dataclasses.replace(
-        row, recorded_ms=recorded.p50_ms, recorded_threads=recorded.threads,
-        ratio=round(row.p50_ms / recorded.p50_ms, 4),
-    )  # fmt: skip
+    row = dataclasses.replace(row, recorded_ms=recorded.p50_ms, recorded_threads=recorded.threads)
+    if recorded.threads != row.threads:
+        return row
+    return dataclasses.replace(row, ratio=round(row.p50_ms / recorded.p50_ms, 4))
 
 
-def _plan(folder: Path, manifest: Manifest, asked: SelftestRequest) -> list[_Planned]:
-    """What is checked on what.
-
-    Raises:
-        InputError: no such artifact, or a runtime that does not read what was asked for.
-        RuntimeUnavailableError: what was asked for has no engine here, or nothing has.
-    """
-    wanted = [find_artifact(folder, manifest, kind) for kind in dict.fromkeys(asked.artifacts)]
-    given = require_runtime(asked.runtime) if asked.runtime else None
-    planned = [_choose(artifact, given) for artifact in wanted or manifest.artifacts]
-    absent = [item for item in planned if item.runtime is None]
-    if absent and (wanted or len(absent) == len(planned)):
-        what = f"'{absent[0].artifact.kind}'" if wanted else "no artifact can be checked"
-        if given is not None:
-            raise InputError(f"--runtime {given.name}: {what}: {absent[0].absent}", fix="cspdeploy doctor")
-        raise RuntimeUnavailableError(f"{folder}: {what}: {absent[0].absent}", fix="pip install 'cspdeploy[cpu]'")
-    return planned
-
-
-def _choose(artifact: Artifact, given: Runtime | None) -> _Planned:
-    if given is not None:
-        reads = given.reads(format_=artifact.format, precision=artifact.precision)
-        return _Planned(
-            artifact=artifact, runtime=given if reads else None,
-            absent="" if reads else f"{given.name} does not read it",
-        )  # fmt: skip
-    absent = "no engine reads it"
-    for runtime in _candidates(artifact):
-        missing = runtime.missing()
-        if missing is None:
-            return _Planned(artifact=artifact, runtime=runtime)
-        absent = f"{missing[0]} ({missing[1]})"
-    return _Planned(artifact=artifact, runtime=None, absent=absent)
-
-
-def _candidates(artifact: Artifact) -> Sequence[Runtime]:
-    """CPU engines that read it, ONNX Runtime first."""
-    found = [
-        runtime
-        for runtime in all_runtimes().values()
-        if runtime.device == "cpu" and runtime.role == "engine" and not runtime.optional and runtime.timed
-        and runtime.reads(format_=artifact.format, precision=artifact.precision)
-    ]  # fmt: skip
-    return sorted(found, key=lambda runtime: runtime.name != ONNX_RUNTIME)
-
-
-def _skipped(planned: _Planned, reason: str) -> CheckRow:
+def _skipped(planned: Planned, reason: str) -> CheckRow:
     return _row(planned, "skip", reason)
 
 
-def _row(planned: _Planned, verdict: str, reason: str) -> CheckRow:
+def _row(planned: Planned, verdict: str, reason: str) -> CheckRow:
     return CheckRow(
         check="golden", artifact=planned.artifact.kind, runtime=planned.runtime.name if planned.runtime else "",
         verdict="fail" if verdict == "fail" else "skip", finding="error" if verdict == "fail" else None, reason=reason,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from cspdeploy.core.text import one_line
 from cspdeploy.core.types import PlacedNode, Verdict
 
-__all__ = ["SELFTEST_SCHEMA_VERSION", "CheckRow", "LatencyRow", "SelftestReport", "render_selftest"]
+__all__ = ["SELFTEST_SCHEMA_VERSION", "CheckRow", "LatencyRow", "SelftestReport", "render_selftest", "told_of"]
 
 SELFTEST_SCHEMA_VERSION = 1
 """Of what `selftest --json` prints; raised when a field goes or changes its meaning."""
 
-CheckName = Literal["signature", "files", "preprocess", "golden", "provider"]
+CheckName = Literal["signature", "files", "contract", "preprocess", "golden", "provider"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +27,9 @@ class CheckRow:
         verdict: "skip" is neither a pass nor a failure, and `reason` says why.
         finding: of the golden check, the verdict that `cspdeploy verify` gives for the same.
         rel_l2, limit, max_abs, top1_agreement, num_images: of the comparison; None where nothing was compared.
+        recorded_rel_l2: of the same artifact and engine where the bundle was verified; None where none was recorded.
         provider, placement: where the session runs, and how many nodes are on which provider.
-        nodes_elsewhere: nodes that are not on the provider that was asked for.
+        nodes_elsewhere: the first nodes that are not on the provider that was asked for; `reason` tells how many.
     """
 
     check: CheckName
@@ -36,6 +40,7 @@ class CheckRow:
     reason: str = ""
     rel_l2: float | None = None
     limit: float | None = None
+    recorded_rel_l2: float | None = None
     max_abs: float | None = None
     top1_agreement: float | None = None
     num_images: int | None = None
@@ -51,7 +56,9 @@ class LatencyRow:
     Attributes:
         p50_ms: median of `num_runs` calls of `batch` images.
         recorded_ms: median where the bundle was verified; None where none was recorded.
-        ratio: `p50_ms` / `recorded_ms`: above 1, this device is slower.
+        threads: CPUs that the engine may use; of the recorded one in `recorded_threads`.
+        ratio: `p50_ms` / `recorded_ms`: above 1, this device is slower. None where the numbers of threads differ, for
+            then it would say nothing of the device.
     """
 
     artifact: str
@@ -73,6 +80,12 @@ class SelftestReport:
     verdict: Literal["pass", "fail"]
     bundle: str
     model: str
+    time_utc: str = ""
+    """When it began, by this device's clock: "2026-01-31T12:00:00+00:00"."""
+    host: str = ""
+    """The device's name, as the system has it."""
+    requested: dict[str, Any] = field(default_factory=dict)
+    """"artifacts" (empty: all), "runtime" (empty: what reads them), "threads" (0: as the engine chooses)."""
     manifest_sha256: str
     """Tells one version of a bundle from another, in a fleet."""
     untrained: bool
@@ -83,12 +96,27 @@ class SelftestReport:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def told_of(report: SelftestReport, *, folder: Path, given: Path, remark: str = "") -> SelftestReport:
+    """The same report of what the user named: a package, and not the private folder in which it was unpacked.
+
+    Args:
+        remark: one more, or none.
+    """
+    return dataclasses.replace(
+        report, bundle=report.bundle.replace(str(folder), str(given)),
+        checks=tuple(
+            dataclasses.replace(row, reason=row.reason.replace(str(folder), str(given))) for row in report.checks
+        ),
+        remarks=(*(text.replace(str(folder), str(given)) for text in report.remarks), *([remark] if remark else [])),
+    )  # fmt: skip
+
+
 def render_selftest(report: SelftestReport) -> str:
     """Plain text, as wide as it must be; ends with the verdict."""
     lines = [f"{report.model}  {report.bundle}", ""]
     lines += _table(
         ("check", "artifact", "runtime", "verdict", ""),
-        [(row.check, row.artifact, row.runtime, row.verdict, _detail(row)) for row in report.checks],
+        [(row.check, row.artifact, row.runtime, row.verdict, one_line(_detail(row))) for row in report.checks],
     )
     if report.latency:
         recorded = f"recorded on {report.recorded_machine}" if report.recorded_machine else "recorded"
@@ -108,7 +136,8 @@ def render_selftest(report: SelftestReport) -> str:
 def _detail(row: CheckRow) -> str:
     parts = [row.reason] if row.reason else []
     if row.rel_l2 is not None and row.limit is not None:
-        parts.append(f"relative L2 {row.rel_l2:.1e} of at most {row.limit:.1e}")
+        recorded = "" if row.recorded_rel_l2 is None else f", recorded {row.recorded_rel_l2:.1e}"
+        parts.append(f"relative L2 {row.rel_l2:.1e} of at most {row.limit:.1e}{recorded}")
     elif row.max_abs is not None:
         parts.append(f"largest difference {row.max_abs:.1e}")
     if row.top1_agreement is not None:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import zipimport
 from collections.abc import Iterator
 from importlib.abc import InspectLoader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cspdeploy.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, CspDeployError, InputError
+from cspdeploy.core.errors import EXIT_USAGE, InputError
 
 if TYPE_CHECKING:
     from cspdeploy.core.types import Artifact, Manifest
@@ -39,25 +38,10 @@ def main(arguments: list[str]) -> int:
     Returns:
         0 done and passed, 1 a check failed, 2 wrong use or bad input, 3 an engine is missing, 130 interrupted.
     """
-    try:
-        if arguments[:1] == ["selftest"]:
-            return _selftest(arguments[1:])
-        return _predict(arguments)
-    except CspDeployError as error:
-        return _fail(error.message, error.fix, error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted", "", EXIT_INTERRUPTED)
+    from cspdeploy.edge.console import guarded
 
-
-def _fail(message: str, fix: str, code: int) -> int:
-    lines = [f"error: {message}", *([f"fix: {fix}"] if fix else [])]
-    sys.stderr.writelines(f"{_printable(line)}\n" for line in lines)
-    return code
-
-
-def _printable(text: str) -> str:
-    """On one line, without control characters: a name in a file of unknown origin may hold what a terminal obeys."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+    command = _selftest if arguments[:1] == ["selftest"] else _predict
+    return guarded(lambda: command(arguments), json_="--json" in arguments, alone=True)
 
 
 def _archive() -> Path:
@@ -67,18 +51,30 @@ def _archive() -> Path:
         raise InputError("runs only from within a zip application", fix="cspdeploy package BUNDLE -o model.pyz")
     # Python does not count it as one, though it gives sources: engines are told by theirs.
     InspectLoader.register(zipimport.zipimporter)
-    return Path(loader.archive).resolve()
+    return Path(loader.archive)
 
 
 def _selftest(arguments: list[str]) -> int:
-    from cspdeploy.edge.__main__ import main as edge_main
+    from cspdeploy.edge.__main__ import SELFTEST, add_selftest_options, selftest
+    from cspdeploy.edge.console import Parser
 
-    return edge_main(["selftest", str(_archive()), *arguments])
+    name = Path(sys.argv[0]).name
+    parser = Parser(
+        prog=f"{name} selftest", allow_abbrev=False, description=SELFTEST,
+        epilog="--key checks who made the model. It says nothing of the program in this file, which could say "
+        f"anything: check {name} from an installed cspdeploy, or {name}.sig with openssl.",
+    )  # fmt: skip
+    add_selftest_options(parser)
+    given = parser.parse_args(arguments[1:])
+    given.bundle = _archive()
+    return selftest(given)
 
 
 def _parser() -> argparse.ArgumentParser:
+    from cspdeploy.edge.console import Parser
+
     name = Path(sys.argv[0]).name
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=name, usage=f"{name} [options] IMAGE...\n       {name} selftest [options]", allow_abbrev=False,
         description="Classify images with the model inside this file, or check it: its hashes, its answers on the "
         "images that it was proven with, the engine, the latency.",
@@ -94,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(arguments: list[str]) -> int:
+    from cspdeploy.edge.console import answer
+
     parser = _parser()
     if not arguments:
         parser.print_help(sys.stderr)
@@ -104,17 +102,17 @@ def _predict(arguments: list[str]) -> int:
     if options.threads < 0:
         raise InputError(f"--threads {options.threads}: expected 0 (the engine chooses) or more", fix="--threads 0")
     with _opened(_archive(), kind=options.artifact, runtime=options.runtime, threads=options.threads) as predictor:
-        return _answer(predictor, options.images, top=options.top, json_=options.json)
+        return answer(predictor, options.images, top=options.top, json_=options.json)
 
 
 @contextlib.contextmanager
 def _opened(archive: Path, *, kind: str, runtime: str, threads: int) -> Iterator[Predictor]:
-    from cspdeploy.core.archive import opened_bundle
+    from cspdeploy.core.archive import opened_bundle, packed_manifest
     from cspdeploy.edge.opening import find_artifact
     from cspdeploy.edge.predictor import Predictor
     from cspdeploy.runtimes import require_runtime
 
-    manifest = _read_manifest(archive)
+    manifest = packed_manifest(archive, FOLDER)
     kinds = [artifact.kind for artifact in manifest.artifacts]
     artifact = find_artifact(archive, manifest, kind or ("onnx" if "onnx" in kinds else kinds[0]))
     engine = require_runtime(runtime)
@@ -128,21 +126,6 @@ def _opened(archive: Path, *, kind: str, runtime: str, threads: int) -> Iterator
             yield predictor
 
 
-def _read_manifest(archive: Path) -> Manifest:
-    from cspdeploy.core.archive import read_entry
-    from cspdeploy.core.bundle import MANIFEST_FILE
-    from cspdeploy.core.codec import from_json
-    from cspdeploy.core.types import MANIFEST_SCHEMA_VERSION, Manifest
-
-    try:
-        data = json.loads(read_entry(archive, FOLDER + MANIFEST_FILE))
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict) or data.get("schema_version") != MANIFEST_SCHEMA_VERSION:
-        raise InputError(f"{archive}: its manifest is not of the program in it", fix="make the package again")
-    return from_json(Manifest, data)
-
-
 def _from_memory(archive: Path, manifest: Manifest, artifact: Artifact, *, runtime: Runtime, threads: int) -> Predictor:
     import hashlib
 
@@ -154,7 +137,7 @@ def _from_memory(archive: Path, manifest: Manifest, artifact: Artifact, *, runti
 
     if not runtime.reads(format_=artifact.format, precision=artifact.precision):
         raise InputError(f"--runtime {runtime.name}: does not read '{artifact.kind}'", fix="--runtime ort-cpu")
-    data = read_entry(archive, FOLDER + artifact.file)
+    data = read_entry(archive, FOLDER + artifact.file, at_most=artifact.num_bytes)
     if hashlib.sha256(data).hexdigest() != artifact.sha256:
         raise TamperedError(
             f"{archive}: {artifact.file}: not the file of the manifest (SHA-256 differs)", fix="copy the file again"
@@ -162,27 +145,3 @@ def _from_memory(archive: Path, manifest: Manifest, artifact: Artifact, *, runti
     path, names = archive / FOLDER / artifact.file, tuple(value.name for value in artifact.outputs)
     session = runtime.open(SessionRequest(path=path, data=data, outputs=names, num_threads=threads))
     return Predictor(of_manifest(manifest, artifact, path=path, runtime=runtime, session=session))
-
-
-def _answer(predictor: Predictor, images: list[str], *, top: int, json_: bool) -> int:
-    """Image by image, as `python -m cspdeploy.edge predict` does: one that cannot be read does not stop the others."""
-    code, found = EXIT_OK, []
-    if predictor.untrained:
-        sys.stderr.write("UNTRAINED: random weights, no answer of this model means anything\n")
-    for name, item in zip(images, predictor.stream(images, top=top), strict=True):
-        entry: dict[str, Any] = {"image": name, "untrained": predictor.untrained, "predictions": []}
-        found.append(entry)
-        if item.result is None:
-            error = item.error or InputError(f"{name}: no result")
-            entry["error"] = error.message
-            code = _fail(error.message, error.fix, EXIT_USAGE)
-            continue
-        for one in item.result.predictions:
-            entry["predictions"].append({"label": one.label, "index": one.index, "probability": one.probability})
-        if not json_:
-            lines = [f"  {100 * one.probability:5.1f} %  {_printable(one.label)}" for one in item.result.predictions]
-            sys.stdout.write("\n".join([_printable(name), *lines]) + "\n")
-            sys.stdout.flush()
-    if json_:
-        sys.stdout.write(json.dumps(found, indent=2, allow_nan=False) + "\n")
-    return code

@@ -25,6 +25,7 @@ from cspdeploy.core.codec import to_json
 from cspdeploy.core.datasets import LabelledImages, open_dataset
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import WEIGHTS_FILE
+from cspdeploy.core.quantised import count_quantised
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import StepRecord
 from cspdeploy.pipeline.images import images_seen, images_to_calibrate
@@ -206,7 +207,8 @@ class Int8Step:
             return record
         problem = "" if self._request.mode == "weights" else audit_onnx(target, declared="int8").problem
         if not problem:
-            return record
+            # What the file's limit follows from, for devices that read no graphs.
+            return dataclasses.replace(record, facts={**facts, "num_quantised": count_quantised(target)})
         target.unlink()
         return dataclasses.replace(record, outcome="kept", detail=f"no INT8 file: {problem}; {record.detail}")
 

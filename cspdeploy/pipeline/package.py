@@ -7,6 +7,7 @@ is there, so that the package is a bundle in full: its hashes, its golden check 
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,21 +20,23 @@ from cspdeploy.core.bundle import (
     SIGNATURE_FILE,
     TIMINGS_FILE,
     check_hashes,
+    disk_errors,
     file_record,
     file_sha256,
     read_manifest,
     write_manifest,
 )
 from cspdeploy.core.errors import InputError, did_you_mean
+from cspdeploy.core.manifest import file_names
 from cspdeploy.core.model_folder import LABELS_FILE, write_text
-from cspdeploy.core.signature import check_private_key, sign_folder
+from cspdeploy.core.signature import FILE_SUFFIX, SIGNATURE_BYTES, check_private_key, sign_file, sign_folder
 from cspdeploy.core.sizes import base_kind, full_kind, golden_file, sizes_of
 from cspdeploy.core.types import Artifact, FileRecord, Manifest
 from cspdeploy.pipeline.package_licence import LICENCE_FILE, licence_page, read_licence
 from cspdeploy.pipeline.package_modules import compiled, needed_files, runtime_modules
-from cspdeploy.pipeline.package_write import PYZ_SAVING, ZIP_SAVING, require_replaceable, write_package
+from cspdeploy.pipeline.package_write import PACKAGE, PYZ_SAVING, ZIP_SAVING, Source, require_replaceable, write_package
 
-__all__ = ["ALL", "PackageReport", "PackageRequest", "PackedFile", "package_bundle"]
+__all__ = ["ALL", "PackageReport", "PackageRequest", "package_bundle"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -44,6 +47,7 @@ DEVICE_FILES = (LABELS_FILE, LICENCE_FILE)
 """Of the files beside artifacts, with the golden images of their sizes. What an export may add for its own use stays
 behind."""
 
+_OTHER_ARCHIVES = re.compile(r"(\.(tar|tgz|gz|bz2|xz|zst|7z|rar|whl))+$", re.IGNORECASE)
 ENTRY_MODULE = "cspdeploy.edge.zipapp_main"
 BUNDLE_FOLDER = "bundle/"
 """In a zip application, where `ENTRY_MODULE` looks for it."""
@@ -88,21 +92,14 @@ class PackageRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackedFile:
-    """A file of the package. `name` is its name there."""
-
-    name: str
-    num_bytes: int
-    packed_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PackageReport:
     """The package that was written.
 
     Attributes:
+        files: what is in it, as its reader sees it.
         num_bytes, sha256: of the package itself.
         key: fingerprint of the key that signed it (SHA-256 of the 32 bytes of its public half); empty: not signed.
+        signature_file: of a signed program, over the whole of it, beside it: model.pyz.sig; else empty.
         untrained: its weights have never seen data.
         notes: what whoever passes it on should know.
     """
@@ -112,10 +109,11 @@ class PackageReport:
     kind: Literal["zip", "pyz"]
     model: str
     artifacts: tuple[str, ...]
-    files: tuple[PackedFile, ...]
+    files: tuple[Entry, ...]
     num_bytes: int
     sha256: str
     key: str
+    signature_file: str = ""
     untrained: bool
     notes: tuple[str, ...]
 
@@ -130,6 +128,7 @@ def package_bundle(request: PackageRequest, *, progress: Progress = lambda what,
         MissingExtraError: `cryptography` is not installed, and a signature was asked for.
     """
     kind = _kind_of(request.output)
+    _refuse_file(request.bundle)
     manifest = read_manifest(request.bundle)
     _refuse_inside(request)
     chosen = _choose(manifest, request)
@@ -137,30 +136,51 @@ def package_bundle(request: PackageRequest, *, progress: Progress = lambda what,
         check_private_key(request.sign)
     licence = read_licence(request.licence)
     require_replaceable(request.output, overwrite=request.overwrite)
-    progress("checking the bundle", 0, 0)
-    check_hashes(request.bundle, manifest)
+    signature = _signature_place(request) if kind == "pyz" else None
+    check_hashes(request.bundle, manifest, only=())  # that nothing else lies there; hashes are taken while packing
     with tempfile.TemporaryDirectory(prefix="cspdeploy-") as place:
         staging = Path(place)
         trimmed = _stage(staging, request, manifest, chosen, licence)
         key = sign_folder(staging, request.sign) if request.sign is not None else ""
         files = _bundle_files(request.bundle, staging, trimmed)
         entries = _write(request.output, kind, trimmed, files, staging, progress=progress)
-    return _report(request, kind, trimmed, entries, key)
+    if signature is not None and request.sign is not None:
+        with disk_errors(signature, kind=PACKAGE):
+            sign_file(request.output, request.sign)
+    return _report(request, kind, trimmed, entries, key=key, signature=str(signature or ""))
 
 
 def _kind_of(output: Path) -> Literal["zip", "pyz"]:
     suffix = output.suffix.lower()
     if suffix not in (".zip", ".pyz"):
-        raise InputError(
-            f"-o {output}: expected a name that ends in .zip or .pyz", fix=f"-o {output.with_suffix('.zip').name}"
-        )
+        better = _OTHER_ARCHIVES.sub("", output.name) or "model"
+        raise InputError(f"-o {output}: expected a name that ends in .zip or .pyz", fix=f"-o {better}.zip")
     return "zip" if suffix == ".zip" else "pyz"
 
 
+def _refuse_file(bundle: Path) -> None:
+    if bundle.suffix.lower() in (".zip", ".pyz") and bundle.is_file():
+        raise InputError(
+            f"{bundle}: is a package already, expected a bundle's folder",
+            fix=f"unpack it first: python -m zipfile -e {bundle} FOLDER",
+        )
+
+
 def _refuse_inside(request: PackageRequest) -> None:
-    """A file that the manifest does not name makes the bundle itself be refused from then on."""
-    if request.output.resolve().parent == request.bundle.resolve():
+    """A file that the manifest does not name, at whatever depth, makes the bundle itself be refused from then on."""
+    if request.bundle.resolve() in request.output.resolve().parents:
         raise InputError(f"-o {request.output}: lies in the bundle", fix=f"-o {request.output.name}, in another folder")
+
+
+def _signature_place(request: PackageRequest) -> Path | None:
+    """Where the signature of a program will lie. Nothing but an older one is written over unasked."""
+    if request.sign is None:
+        return None
+    place = request.output.with_name(request.output.name + FILE_SUFFIX)
+    ours = place.is_file() and place.stat().st_size == SIGNATURE_BYTES
+    if place.is_dir() or ((place.exists() or place.is_symlink()) and not ours and not request.overwrite):
+        raise InputError(f"{place}: exists and is not a signature", fix="give --overwrite, or another file with -o")
+    return place
 
 
 def _choose(manifest: Manifest, request: PackageRequest) -> tuple[Artifact, ...]:
@@ -208,8 +228,7 @@ def _stage(
 
 def _bundle_files(bundle: Path, staging: Path, manifest: Manifest) -> dict[str, Path]:
     """Name in the bundle: the file to pack. Timings have no hash, and are left behind where they are a link."""
-    names = [artifact.file for artifact in manifest.artifacts] + [record.file for record in manifest.files]
-    files = {name: bundle / name for name in names}
+    files = {name: bundle / name for name in file_names(manifest)}
     timings = bundle / TIMINGS_FILE
     if timings.is_file() and not timings.is_symlink():
         files[TIMINGS_FILE] = timings
@@ -222,34 +241,39 @@ def _bundle_files(bundle: Path, staging: Path, manifest: Manifest) -> dict[str, 
 def _write(
     output: Path, kind: str, manifest: Manifest, files: dict[str, Path], staging: Path, *, progress: Progress
 ) -> tuple[Entry, ...]:
+    hashes = {artifact.file: artifact.sha256 for artifact in manifest.artifacts}
+    hashes |= {record.file: record.sha256 for record in manifest.files}
+    folder, saving = (f"{manifest.spec.name}/", ZIP_SAVING) if kind == "zip" else (BUNDLE_FOLDER, PYZ_SAVING)
+    packed = {
+        f"{folder}{name}": Source(path=path, saving=saving, sha256=hashes.get(name, "")) for name, path in files.items()
+    }
     if kind == "zip":
-        packed = {f"{manifest.spec.name}/{name}": (source, ZIP_SAVING) for name, source in files.items()}
         return write_package(output, packed, progress=progress)
-    packed = {f"{BUNDLE_FOLDER}{name}": (source, PYZ_SAVING) for name, source in files.items()}
     formats = {artifact.format for artifact in manifest.artifacts}
     program = {file.name: file.source for file in needed_files((ENTRY_MODULE, *runtime_modules(formats)))}
     program |= compiled(program, staging / "compiled")
     program["__main__.py"] = staging / "__main__.py"
     write_text(program["__main__.py"], MAIN)
-    packed |= {name: (source, ZIP_SAVING) for name, source in program.items()}
+    packed |= {name: Source(path=path, saving=ZIP_SAVING) for name, path in program.items()}
     return write_package(output, packed, prologue=PROLOGUE, progress=progress)
 
 
 def _report(
-    request: PackageRequest, kind: Literal["zip", "pyz"], manifest: Manifest, entries: tuple[Entry, ...], key: str
-) -> PackageReport:
+    request: PackageRequest, kind: Literal["zip", "pyz"], manifest: Manifest, entries: tuple[Entry, ...], *, key: str,
+    signature: str,
+) -> PackageReport:  # fmt: skip
     notes = []
     if not (request.licence or manifest.spec.provenance.licence):
         notes.append("the licence of the weights is not stated: --licence FILE, or its name")
-    if kind == "pyz" and key:
-        notes.append("the signature covers the model, not the program around it")
+    if signature:
+        notes.append(
+            f"--key of selftest checks the model, not the program around it; {Path(signature).name} is of both: "
+            f"openssl pkeyutl -verify -pubin -inkey key.pub -rawin -in {request.output.name} "
+            f"-sigfile {Path(signature).name}"
+        )
     return PackageReport(
         file=str(request.output), kind=kind, model=manifest.spec.name,
-        artifacts=tuple(artifact.kind for artifact in manifest.artifacts),
-        files=tuple(
-            PackedFile(name=entry.name, num_bytes=entry.num_bytes, packed_bytes=entry.packed_bytes)
-            for entry in entries
-        ),
+        artifacts=tuple(artifact.kind for artifact in manifest.artifacts), files=entries,
         num_bytes=request.output.stat().st_size, sha256=file_sha256(request.output), key=key,
-        untrained=manifest.spec.provenance.untrained, notes=tuple(notes),
+        signature_file=signature, untrained=manifest.spec.provenance.untrained, notes=tuple(notes),
     )  # fmt: skip

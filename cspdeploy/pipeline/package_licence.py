@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from cspdeploy.core.errors import InputError
@@ -13,6 +14,8 @@ LICENCE_FILE = "LICENCE.txt"
 MAX_LICENCE_BYTES = 1 << 20
 """The longest licence in common use, the GPL, has 35 KB."""
 TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".html", ".pdf"})
+_FILE_NAME = re.compile(r"(licen[sc]e|copying|notice)([.-].*)?", re.IGNORECASE)
+"""What such files are called; no licence is."""
 
 
 def read_licence(given: str) -> str:
@@ -30,7 +33,8 @@ def read_licence(given: str) -> str:
         is_file = False
     if not is_file:
         one_word = len(given.split()) == 1
-        if one_word and ("/" in given or path.suffix.lower() in TEXT_SUFFIXES):
+        named = "/" in given or path.suffix.lower() in TEXT_SUFFIXES or _FILE_NAME.fullmatch(given) is not None
+        if one_word and named:
             raise InputError(
                 f"--licence {given}: no such file", fix="name a file, or the licence: --licence Apache-2.0"
             )

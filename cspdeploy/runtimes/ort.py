@@ -117,21 +117,21 @@ class OrtSession:
         """They are inserted after the assignment that the engine records, so they are read from its finished graph."""
         if self._provider == CPU:
             return ()
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                return self._read_copies(Path(folder) / "optimised.onnx")
+        except Exception:  # nothing may be written, no memory for a second session, ...: not known
+            return None
+
+    def _read_copies(self, path: Path) -> tuple[PlacedNode, ...]:
         import onnxruntime
 
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "optimised.onnx"
-            options = session_options(optimise=self._optimise)
-            options.optimized_model_filepath = str(path)
-            # Weights beside it, so that a model of any size can be written.
-            options.add_session_config_entry(
-                "session.optimized_model_external_initializers_file_name", "optimised.data"
-            )
-            try:
-                onnxruntime.InferenceSession(self._source, options, providers=self._providers)
-                return find_copies(path, provider=self._provider)
-            except Exception:  # out of memory for a second session, or a graph that cannot be written: not known
-                return None
+        options = session_options(optimise=self._optimise)
+        options.optimized_model_filepath = str(path)
+        # Weights beside it, so that a model of any size can be written.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.data")
+        onnxruntime.InferenceSession(self._source, options, providers=self._providers)
+        return find_copies(path, provider=self._provider)
 
     def run(self, feeds: Feeds) -> Outputs:
         """Host arrays in, host arrays out."""

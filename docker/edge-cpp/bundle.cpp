@@ -68,6 +68,10 @@ Bundle read(const std::string& folder, const nlohmann::json& manifest, const std
   }
   const auto& spec = manifest.at("spec");
   if (spec.at("task") != "classify") throw Problem("gives no classes", "read its outputs with an application of yours");
+  // "onnx@320x320": of a further input size of the bundle, and the contract read here is of its own.
+  if (kind.find('@') != std::string::npos) {
+    throw Problem("'" + kind + "' is of a further input size, this program takes the bundle's own", "--artifact onnx");
+  }
   const auto& artifact = find_artifact(manifest, kind);
   if (artifact.at("format") != "onnx" || !artifact.at("frontend").is_null()) {
     throw Problem("'" + kind + "' takes no float tensor from ONNX Runtime", "--artifact onnx");

@@ -3,12 +3,14 @@
 
 import { createHash } from "node:crypto";
 import { readFileSync, realpathSync } from "node:fs";
+import { hostname } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
+import { MANIFEST_FILE, portableArtifacts } from "../edge-web/lib/manifest.js";
 import { InputError, classes, networkInput } from "../edge-web/lib/preprocess.js";
-import { MANIFEST_FILE, checkHashes, findArtifact, readManifest } from "./bundle.mjs";
+import { checkFiles, checkHashes, findArtifact, readManifest } from "./bundle.mjs";
 
 const HELP = `usage: app.mjs BUNDLE IMAGE... [--artifact onnx] [--top 5] [--json]
        app.mjs selftest BUNDLE [--artifact KIND]... [--json]
@@ -62,49 +64,65 @@ async function predict([folder, ...images], { artifact: kinds = ["onnx"], top: t
     );
   }
   const artifact = findArtifact(manifest, kinds[0], folder);
+  checkFiles(folder, manifest);
   await checkHashes(folder, manifest, [artifact.file]);
-  const { decodeImage } = await import("./decode.mjs");
+  await import("sharp"); // what is missing is told before anything is opened
   const { openEngine } = await import("./engine.mjs");
-  const decoded = [];
-  for (const path of images)
-    decoded.push(networkInput(await decodeImage(path), manifest.spec.preprocess, artifact.frontend));
   const engine = await openEngine(folder, artifact);
   const untrained = manifest.spec.provenance.source === "random";
+  if (untrained && !json) write(`${UNTRAINED}\n`);
   const results = [];
-  for (const [index, image] of images.entries()) {
-    const outputs = await engine.run(decoded[index]);
-    const logits = outputs[manifest.spec.outputs[0]].data;
-    results.push({ image, untrained, predictions: classes(logits, manifest.labels, top) });
+  for (const image of images) {
+    const entry = await classify(engine, manifest, image, top);
+    results.push({ image, untrained, ...entry });
+    if (entry.error) complain(entry);
+    else if (!json) write(predictionText(image, entry.predictions));
   }
-  write(json ? `${JSON.stringify(results, null, 2)}\n` : predictionText(results, untrained));
-  return 0;
+  await engine.release();
+  if (json) {
+    const told = results.map(({ fix: _, ...entry }) => entry);
+    write(`${JSON.stringify(told, null, 2)}\n`);
+  }
+  return results.some(({ error }) => error) ? BAD_INPUT : 0;
 }
 
-function predictionText(results, untrained) {
-  const lines = untrained ? [UNTRAINED] : [];
-  for (const { image, predictions } of results) {
-    lines.push(
-      image,
-      ...predictions.map(({ label, probability }) => `  ${(100 * probability).toFixed(1).padStart(5)} %  ${label}`),
-    );
+/** One at a time, so that one is in memory; of one that cannot be read the reason, and the others go on. */
+async function classify(engine, manifest, path, top) {
+  const { decodeImage } = await import("./decode.mjs");
+  try {
+    const input = networkInput(await decodeImage(path), manifest.spec.preprocess, engine.artifact.frontend);
+    const outputs = await engine.run(input);
+    const logits = outputs[manifest.spec.outputs[0]]?.data ?? [];
+    return { predictions: classes(logits, manifest.labels, top) };
+  } catch (error) {
+    if (!(error instanceof InputError)) throw error;
+    return { predictions: [], error: error.message, fix: error.fix };
   }
-  return `${lines.join("\n")}\n`;
+}
+
+function predictionText(image, predictions) {
+  const lines = predictions.map(
+    ({ label, probability }) => `  ${(100 * probability).toFixed(1).padStart(5)} %  ${label}`,
+  );
+  return `${[image, ...lines].join("\n")}\n`;
 }
 
 async function proveBundle([folder, ...rest], { artifact: kinds, json }, write) {
   if (!folder || rest.length) throw new InputError("selftest: expected one bundle", "node app.mjs selftest BUNDLE");
   const manifest = readManifest(folder);
   // Those of one machine and engine are proven only where they are asked for.
-  const readable = manifest.artifacts
-    .filter((item) => item.format === "onnx" && !item.machine)
-    .map((item) => item.kind);
+  const readable = portableArtifacts(manifest)
+    .filter(({ format }) => format === "onnx")
+    .map(({ kind }) => kind);
   const artifacts = (kinds ?? readable).map((kind) => findArtifact(manifest, kind, folder));
   if (!artifacts.length) throw new InputError(`${folder}: no artifact for ONNX Runtime`, "cspdeploy export makes them");
   const { selftest } = await import("./selftest.mjs");
+  const began = new Date();
   const rows = await selftest(folder, manifest, artifacts);
   const failed = rows.some((row) => row.verdict === "fail");
   const untrained = manifest.spec.provenance.source === "random";
-  write(json ? await selftestJson(folder, manifest, rows, untrained) : selftestText(rows, untrained));
+  const request = { began, kinds: kinds ?? [] };
+  write(json ? await selftestJson(folder, manifest, rows, untrained, request) : selftestText(rows, untrained));
   return failed ? FAILED : 0;
 }
 
@@ -117,7 +135,7 @@ function selftestText(rows, untrained) {
 }
 
 /** The fields of `python -m cspdeploy.edge selftest --json`, so that a fleet of both reads one form. */
-async function selftestJson(folder, manifest, rows, untrained) {
+async function selftestJson(folder, manifest, rows, untrained, { began, kinds }) {
   const { engineVersion } = await import("./engine.mjs");
   const runtime = "onnxruntime-node-cpu";
   const report = {
@@ -125,6 +143,9 @@ async function selftestJson(folder, manifest, rows, untrained) {
     verdict: rows.some((row) => row.verdict === "fail") ? "fail" : "pass",
     bundle: folder,
     model: manifest.spec.name,
+    time_utc: began.toISOString().replace(/\.\d+Z$/, "+00:00"),
+    host: hostname(),
+    requested: { artifacts: kinds, runtime, threads: 0 },
     manifest_sha256: createHash("sha256")
       .update(readFileSync(join(folder, MANIFEST_FILE)))
       .digest("hex"),
@@ -138,25 +159,35 @@ async function selftestJson(folder, manifest, rows, untrained) {
   return `${JSON.stringify(report, null, 2)}\n`;
 }
 
-function report(error) {
-  if (error instanceof InputError) {
-    process.stderr.write(`error: ${error.message}\nfix: ${error.fix}\n`);
-    return BAD_INPUT;
-  }
+function complain({ error, fix }) {
+  process.stderr.write(`error: ${error}\nfix: ${fix}\n`);
+}
+
+/** In one line; with --json also on stdout, so that there is one document whatever happens. */
+function report(error, json) {
+  const told = { message: String(error.message).split("\n")[0], fix: error.fix, exit_code: BAD_INPUT };
   if (error.code === "ERR_MODULE_NOT_FOUND" || error.code === "MODULE_NOT_FOUND") {
-    process.stderr.write(`error: ${error.message.split("\n")[0]}\nfix: npm ci --ignore-scripts\n`);
-    return ENGINE_MISSING;
+    Object.assign(told, { fix: "npm ci --ignore-scripts", exit_code: ENGINE_MISSING });
+  } else if (error.syscall) {
+    told.fix = "see that it can be read, and that the disk is not full"; // Node.js itself says which file and what
+  } else if (!(error instanceof InputError)) throw error;
+  complain({ error: told.message, fix: told.fix });
+  if (json) {
+    const document = { schema_version: SELFTEST_SCHEMA_VERSION, verdict: "error", error: told };
+    process.stdout.write(`${JSON.stringify(document, null, 2)}\n`);
   }
-  throw error;
+  return told.exit_code;
 }
 
 if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
-  main(process.argv.slice(2), (text) => process.stdout.write(text)).then(
+  const args = process.argv.slice(2);
+  process.stdout.on("error", ({ code }) => process.exit(code === "EPIPE" ? 0 : BAD_INPUT)); // `| head` has enough
+  main(args, (text) => process.stdout.write(text)).then(
     (status) => {
       process.exitCode = status;
     },
     (error) => {
-      process.exitCode = report(error);
+      process.exitCode = report(error, args.includes("--json"));
     },
   );
 }

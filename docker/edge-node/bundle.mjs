@@ -4,63 +4,46 @@ import { createHash } from "node:crypto";
 import { createReadStream, lstatSync, readFileSync, readdirSync } from "node:fs";
 import { basename, join } from "node:path";
 
-import { InputError, checkContract } from "../edge-web/lib/preprocess.js";
+import { MANIFEST_FILE, parseManifest, readableArtifacts } from "../edge-web/lib/manifest.js";
+import { InputError } from "../edge-web/lib/preprocess.js";
 
-export const MANIFEST_FILE = "manifest.json";
-const MANIFEST_SCHEMA_VERSION = 3;
 /** They have no hash: the manifest itself, what holds timings, and what is made of the manifest. */
 const UNHASHED = new Set([MANIFEST_FILE, "report.html", "timings.json", "manifest.sig"]);
 
 /**
  * @param {string} folder
- * @returns {object} manifest.json
- * @throws {InputError} not a bundle, of another version, a file that is missing or leaves the folder
+ * @returns {object} manifest.json; `checkFiles` looks at the files that it names
+ * @throws {InputError} not a bundle, of another version, incomplete, a name that leaves the folder
  */
 export function readManifest(folder) {
   const path = join(folder, MANIFEST_FILE);
-  let manifest;
+  let text;
   try {
-    manifest = JSON.parse(readFileSync(path, "utf8"));
+    text = readFileSync(path, "utf8");
   } catch (error) {
-    const why = error.code === "ENOENT" ? "no such file" : (error.code ?? "not JSON");
+    const why = error.code === "ENOENT" ? "no such file" : error.code;
     throw new InputError(`${path}: ${why}, expected a bundle's manifest`, "name a folder that cspdeploy export made");
   }
-  const version = manifest?.schema_version;
-  if (version !== MANIFEST_SCHEMA_VERSION) {
-    const fix = version > MANIFEST_SCHEMA_VERSION ? "update this application" : "export the bundle again";
-    throw new InputError(`${path}: schema_version ${version}, expected ${MANIFEST_SCHEMA_VERSION}`, fix);
-  }
-  const whole = manifest.spec && [manifest.artifacts, manifest.files, manifest.labels].every(Array.isArray);
-  if (!whole) throw new InputError(`${path}: spec, labels, artifacts or files missing`, "export the bundle again");
-  checkContract(manifest.spec.preprocess);
-  for (const record of records(manifest)) checkRecord(folder, record);
-  refuseUnlisted(folder, manifest);
-  return manifest;
+  return parseManifest(text, path);
 }
 
 function records(manifest) {
   return [...manifest.artifacts, ...manifest.files];
 }
 
-function checkRecord(folder, record) {
-  const { file, sha256, num_bytes: size } = record;
-  const named = typeof file === "string" && file !== "" && file !== "." && file !== ".." && !/[/\\\0]/.test(file);
-  if (!named || !/^[0-9a-f]{64}$/.test(sha256) || !Number.isInteger(size)) {
-    throw new InputError(
-      `${join(folder, MANIFEST_FILE)}: file '${file}' leaves the folder or has no hash`,
-      "do not use this bundle",
-    );
-  }
-  const found = lstatSync(join(folder, file), { throwIfNoEntry: false });
-  if (!found)
-    throw new InputError(`${join(folder, file)}: missing, named in the manifest`, "copy the whole bundle again");
-  if (!found.isFile()) throw new InputError(`${join(folder, file)}: is no plain file`, "do not use this bundle");
-  if (found.size !== size) {
-    throw new InputError(
-      `${join(folder, file)}: ${found.size} bytes, the manifest says ${size}`,
-      "copy the whole bundle again",
-    );
-  }
+/** @throws {InputError} a file is missing or of another size, or the folder holds what the manifest does not name */
+export function checkFiles(folder, manifest) {
+  for (const record of records(manifest)) checkRecord(folder, record);
+  refuseUnlisted(folder, manifest);
+}
+
+function checkRecord(folder, { file, num_bytes: size }) {
+  const path = join(folder, file);
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  if (!found) throw new InputError(`${path}: missing, named in the manifest`, "copy the whole bundle again");
+  if (!found.isFile()) throw new InputError(`${path}: is no plain file`, "do not use this bundle");
+  if (found.size !== size)
+    throw new InputError(`${path}: ${found.size} bytes, the manifest says ${size}`, "copy the whole bundle again");
 }
 
 /** A file without a hash beside an ONNX file may be weights that it reads. Hidden ones are a desktop's. */
@@ -92,10 +75,10 @@ export async function checkHashes(folder, manifest, only) {
 
 /**
  * @param {object} manifest  @param {string} kind "onnx", "onnx-fp16", "onnx-int8", ...
- * @throws {InputError} it has no such artifact, or not one that ONNX Runtime reads
+ * @throws {InputError} it has no such artifact, or not one that ONNX Runtime reads, or one of a further input size
  */
 export function findArtifact(manifest, kind, folder) {
-  const readable = manifest.artifacts.filter((artifact) => artifact.format === "onnx" || artifact.format === "ort");
+  const readable = readableArtifacts(manifest);
   const found = readable.find((artifact) => artifact.kind === kind);
   if (found) return found;
   const kinds = readable.map((artifact) => artifact.kind);

@@ -7,9 +7,13 @@ import { join } from "node:path";
 import { Engine } from "../edge-web/lib/engine.js";
 import { InputError } from "../edge-web/lib/preprocess.js";
 
-/** @returns {string} version of onnxruntime-node */
+/** @returns {string} version of onnxruntime-node; empty where it is not here */
 export function engineVersion() {
-  return createRequire(import.meta.url)("onnxruntime-node/package.json").version;
+  try {
+    return createRequire(import.meta.url)("onnxruntime-node/package.json").version;
+  } catch {
+    return "";
+  }
 }
 
 /**

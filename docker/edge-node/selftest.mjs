@@ -7,7 +7,7 @@ import { inflateRawSync } from "node:zlib";
 import { readNpz } from "../edge-web/lib/npz.js";
 import { InputError } from "../edge-web/lib/preprocess.js";
 import { GOLDEN_FILE, checkArtifact, checkPreprocessing, openGolden } from "../edge-web/lib/prove.js";
-import { checkHashes } from "./bundle.mjs";
+import { checkFiles, checkHashes } from "./bundle.mjs";
 
 /** @param {string} folder  @param {object} manifest  @throws {InputError} not a golden file */
 export async function readGolden(folder, manifest) {
@@ -20,20 +20,46 @@ export async function readGolden(folder, manifest) {
 }
 
 /**
+ * What is wrong is a row that fails, never an exception: the other artifacts are still checked.
+ *
  * @param {string} folder  @param {object} manifest of `readManifest`  @param {object[]} artifacts to prove
- * @returns {Promise<{check: string, artifact: string, verdict: "pass" | "fail", reason: string}[]>} one row a check
- * @throws {InputError} a file is not the one of the manifest: nothing is opened then
+ * @returns {Promise<{check: string, artifact: string, verdict: "pass" | "fail" | "skip", reason: string}[]>} one row a
+ *   check
  */
 export async function selftest(folder, manifest, artifacts) {
-  await checkHashes(folder, manifest);
   const count = manifest.artifacts.length + manifest.files.length;
-  const rows = [
-    { check: "files", artifact: "", verdict: "pass", reason: `${count} of them are those of the manifest` },
-  ];
-  const golden = await readGolden(folder, manifest);
+  const rows = [];
+  let golden;
+  try {
+    checkFiles(folder, manifest);
+    await checkHashes(folder, manifest);
+    rows.push({ check: "files", artifact: "", verdict: "pass", reason: `${count} of them are those of the manifest` });
+    golden = await readGolden(folder, manifest);
+  } catch (error) {
+    rows.push(failure("files", "", error));
+    const skipped = { check: "golden", verdict: "skip", reason: "not opened: its bundle is not whole" };
+    return [...rows, ...artifacts.map(({ kind: artifact }) => ({ ...skipped, artifact }))];
+  }
   rows.push(checkPreprocessing(golden, manifest.spec.preprocess));
   const { openEngine } = await import("./engine.mjs");
-  for (const artifact of artifacts)
-    rows.push(await checkArtifact(await openEngine(folder, artifact), manifest, golden));
+  for (const artifact of artifacts) rows.push(await proveArtifact(openEngine, folder, manifest, artifact, golden));
   return rows;
+}
+
+async function proveArtifact(openEngine, folder, manifest, artifact, golden) {
+  let engine;
+  try {
+    engine = await openEngine(folder, artifact);
+    return await checkArtifact(engine, manifest, golden);
+  } catch (error) {
+    return { ...failure("golden", artifact.kind, error), finding: "error" };
+  } finally {
+    await engine?.release();
+  }
+}
+
+/** Of a package that is missing nothing follows for the bundle: that passes through. */
+function failure(check, artifact, error) {
+  if (/MODULE_NOT_FOUND$/.test(error.code)) throw error;
+  return { check, artifact, verdict: "fail", reason: String(error.message).split("\n")[0] };
 }

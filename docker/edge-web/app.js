@@ -2,6 +2,7 @@
 
 import { fetchGolden, fetchManifest, hasWebgpu, numThreads, openEngine } from "./lib/model.js";
 import { decodePhoto } from "./lib/photo.js";
+import { portableArtifacts } from "./lib/manifest.js";
 import { InputError, classes, networkInput } from "./lib/preprocess.js";
 import { checkArtifact, checkPreprocessing } from "./lib/prove.js";
 
@@ -65,7 +66,9 @@ async function open() {
   const artifact = manifest.artifacts.find(({ kind }) => kind === at("artifact").value);
   const provider = at("engine").value;
   const total = (artifact.num_bytes / MEGABYTE).toFixed(1);
+  const former = engine;
   engine = undefined;
+  await former?.release(); // before the next one is loaded: a small device holds one model, not two
   engine = await openEngine(artifact, provider, (received) =>
     say(`Loading the model: ${(received / MEGABYTE).toFixed(1)} of ${total} MB`),
   );
@@ -183,8 +186,7 @@ function take(file) {
 async function start() {
   say("Loading the model…");
   const read = await fetchManifest();
-  // Those of one machine are not for a browser.
-  const choices = read.artifacts.filter(({ format, machine }) => (format === "onnx" || format === "ort") && !machine);
+  const choices = portableArtifacts(read);
   if (!choices.length)
     throw new InputError(`${read.spec.name}: no artifact for ONNX Runtime`, "build the page again with its bundle");
   at("artifact").replaceChildren(
@@ -201,6 +203,21 @@ async function start() {
   }
   manifest = read;
   await open();
+  keepForOffline().catch((error) => console.warn(error)); // private windows may not keep anything
+}
+
+/** From the next visit on the page works without its server: see sw.js. */
+async function keepForOffline() {
+  if (!navigator.serviceWorker) return; // neither https nor localhost
+  await navigator.serviceWorker.register("sw.js");
+  if (!navigator.serviceWorker.controller) {
+    // What was loaded before there was a worker to keep it.
+    const loaded = performance.getEntriesByType("resource").map(({ name }) => name);
+    const own = [location.href, ...loaded].map((url) => url.split(/[?#]/)[0]);
+    const cache = await caches.open("cspdeploy-page");
+    await cache.addAll(new Set(own.filter((url) => url.startsWith(new URL(".", location.href).href))));
+  }
+  document.body.dataset.offline = "ready";
 }
 
 at("file").addEventListener("change", ({ target }) => take(target.files[0]));

@@ -7,13 +7,16 @@ import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
+import { MANIFEST_FILE, parseManifest, portableArtifacts } from "./lib/manifest.js";
+import { InputError } from "./lib/preprocess.js";
+
 const HELP = `usage: build.mjs [BUNDLE] [--artifact KIND]... [--output dist]
 
 Without BUNDLE the page holds no model: put or mount one at model/. --artifact: onnx, onnx-fp16, onnx-int8, ...; all
 that ONNX Runtime reads by default. Exit 2: wrong use or bad input.
 `;
 const HERE = dirname(fileURLToPath(import.meta.url));
-const PAGE = ["index.html", "style.css", "icon.svg", "app.js", "lib"];
+const PAGE = ["index.html", "style.css", "icon.svg", "app.js", "sw.js", "lib"];
 const ENGINE = join(HERE, "node_modules", "onnxruntime-web");
 /** WASM for every browser; WebGPU, fetched only when it is chosen. */
 const VENDOR = [
@@ -26,17 +29,7 @@ const VENDOR = [
 ];
 const MARKER = "index.html";
 
-class InputError extends Error {
-  constructor(message, fix) {
-    super(message);
-    this.fix = fix;
-  }
-}
-
 function copyRecord(bundle, { file, sha256 }, target) {
-  if (typeof file !== "string" || /[/\\\0]/.test(file) || file.startsWith(".")) {
-    throw new InputError(`${bundle}: file name '${file}' leaves the folder`, "do not use this bundle");
-  }
   if (!existsSync(join(bundle, file)))
     throw new InputError(`${join(bundle, file)}: missing`, "copy the whole bundle again");
   const bytes = readFileSync(join(bundle, file));
@@ -48,19 +41,10 @@ function copyRecord(bundle, { file, sha256 }, target) {
 
 /** The bundle's manifest with only the artifacts that the page offers, and these files. */
 function copyBundle(bundle, kinds, target) {
-  let manifest;
-  try {
-    manifest = JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8"));
-  } catch (error) {
-    throw new InputError(
-      `${join(bundle, "manifest.json")}: ${error.code ?? "not JSON"}`,
-      "name a folder that cspdeploy export made",
-    );
-  }
-  // Those of one machine are not for a browser.
-  const readable = (manifest.artifacts ?? []).filter(
-    ({ format, machine }) => (format === "onnx" || format === "ort") && !machine,
-  );
+  const path = join(bundle, MANIFEST_FILE);
+  if (!existsSync(path)) throw new InputError(`${path}: no such file`, "name a folder that cspdeploy export made");
+  const manifest = parseManifest(readFileSync(path, "utf8"), path);
+  const readable = portableArtifacts(manifest);
   const unknown = (kinds ?? []).find((kind) => !readable.some((artifact) => artifact.kind === kind));
   if (unknown || !readable.length) {
     throw new InputError(
@@ -71,7 +55,7 @@ function copyBundle(bundle, kinds, target) {
   manifest.artifacts = readable.filter(({ kind }) => !kinds || kinds.includes(kind));
   mkdirSync(target);
   for (const record of [...manifest.artifacts, ...manifest.files]) copyRecord(bundle, record, target);
-  writeFileSync(join(target, "manifest.json"), `${JSON.stringify(manifest, null, 2)}\n`);
+  writeFileSync(join(target, MANIFEST_FILE), `${JSON.stringify(manifest, null, 2)}\n`);
 }
 
 /** Written beside its place, then renamed: a page is whole or absent. */
@@ -105,7 +89,9 @@ try {
   else if (positionals.length > 1) throw new InputError("expected one bundle", "node build.mjs --help");
   else build(positionals[0], values.artifact, resolve(values.output));
 } catch (error) {
-  if (!(error instanceof InputError) && !String(error.code).startsWith("ERR_PARSE_ARGS")) throw error;
+  // Of the file system, a full disk for one, Node.js itself says which file and what.
+  const foreseen = error instanceof InputError || error.syscall || String(error.code).startsWith("ERR_PARSE_ARGS");
+  if (!foreseen) throw error;
   process.stderr.write(`error: ${error.message.split(/\.\s|\n/)[0]}\nfix: ${error.fix ?? "node build.mjs --help"}\n`);
   process.exitCode = 2;
 }

@@ -25,6 +25,15 @@ const HEADERS = {
 const [folder = "dist", port = "8080"] = process.argv.slice(2);
 const root = resolve(folder);
 
+function refuse(message, fix) {
+  process.stderr.write(`error: ${message}\nfix: ${fix}\n`);
+  process.exit(2);
+}
+
+if (!/^\d{1,5}$/.test(port) || Number(port) > 65535) refuse(`port ${port}: expected 0 to 65535`, "node serve.mjs dist 8080");
+if (!statSync(join(root, "index.html"), { throwIfNoEntry: false })?.isFile())
+  refuse(`${folder}: holds no index.html`, "node build.mjs BUNDLE");
+
 /** @returns {string | null} a plain file below the folder */
 function locate(url) {
   try {
@@ -53,6 +62,7 @@ const server = createServer((request, response) => {
       .on("error", () => response.destroy())
       .pipe(response);
 });
+server.on("error", ({ code }) => refuse(`port ${port}: ${code}`, "name another port: node serve.mjs dist 8081"));
 server.listen(Number(port), "127.0.0.1", () => {
   process.stdout.write(`http://127.0.0.1:${server.address().port}/\n`);
 });

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import cspdeploy
-from cspdeploy.cli.build import parse_size
+from cspdeploy.cli.build import parse_size, parse_sizes
 from cspdeploy.core.bundle import check_hashes, read_manifest
 from cspdeploy.core.errors import InputError
 
@@ -93,10 +93,12 @@ def test_untrained_is_said_everywhere(run: Run, export: list[object], output: Pa
 
 @pytest.mark.usefixtures("without_simplifier")
 def test_json_without_verification_is_the_manifest(run: Run, export: list[object], output: Path) -> None:
-    report = json.loads(run(*export, "--json", "--opset", 13, "--size", "48x40").stdout)
+    report = json.loads(run(*export, "--json", "--opset", 13, "--size", "48x40,32").stdout)
     assert report["folder"] == str(output / "tiny")
     assert report["manifest"] == json.loads((output / "tiny" / "manifest.json").read_text())
-    assert (report["manifest"]["options"]["opset"], report["manifest"]["options"]["size_px"]) == (13, [48, 40])
+    options = report["manifest"]["options"]
+    assert (options["opset"], options["size_px"], options["further_sizes_px"]) == (13, [48, 40], [[32, 32]])
+    assert [made["kind"] for made in report["manifest"]["artifacts"]] == ["torchscript", "onnx", "onnx@32x32"]
 
 
 # --- options ---
@@ -114,6 +116,26 @@ def test_size_that_is_none(text: str) -> None:
     with pytest.raises(InputError, match=f"--size {text}: expected") as caught:
         parse_size(text)
     assert caught.value.fix == "--size 256"
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"), [(None, ()), ("256", ((256, 256),)), ("224, 256,320x256", ((224, 224), (256, 256), (320, 256)))]
+)
+def test_sizes(text: str | None, sizes: tuple[tuple[int, int], ...]) -> None:
+    assert parse_sizes(text) == sizes
+
+
+@pytest.mark.parametrize("text", ["224,", ",224", "224,,256", "224,banana", "224;256", "224,8"])
+def test_sizes_of_which_one_is_none(text: str) -> None:
+    with pytest.raises(InputError, match=r"^--size .*: expected"):
+        parse_sizes(text)
+
+
+def test_a_size_twice(refuse: Refuse, export: list[object], output: Path) -> None:
+    lines = refuse(*export, "--size", "48,32,48x48")
+    assert "--size 48,32,48x48: 48x48 is there twice" in lines
+    assert "--size 48x48,32x32" in lines
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(

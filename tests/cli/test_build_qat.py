@@ -79,12 +79,19 @@ def test_training_that_helps_nothing_is_a_failed_check(refuse: Refuse, asked: li
     assert "loss 0.5000 -> 0.7500" in told
 
 
-def test_interruption_names_the_command_that_goes_on(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_names_the_command_that_goes_on(
+    refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stage, "train_qat", interrupt)
-    told = refuse("train", "tiny", "--qat", code=InterruptedRunError("").exit_code)
+    told = refuse("train", "tiny", "--qat", "--models", tmp_path, code=InterruptedRunError("").exit_code)
+    assert "before the first epoch was finished" in told
+    assert "--resume" not in told
+    (tmp_path / ".tiny.qat-x.run").mkdir()
+    (tmp_path / ".tiny.qat-x.run" / "checkpoint.pt").touch()
+    told = refuse("train", "tiny", "--qat", "--models", tmp_path, code=InterruptedRunError("").exit_code)
     assert "finished epochs are kept" in told
     assert "--resume" in told
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 Run = Callable[..., CompletedProcess[str]]
 Refuse = Callable[..., str]
@@ -68,3 +70,11 @@ def test_signing_without_its_library(
     monkeypatch.setitem(sys.modules, "cryptography", None)
     said = refuse("package", tiny_bundle, "-o", tmp_path / "model.zip", "--sign", tmp_path / "key.pem", code=3)
     assert "pip install 'cspdeploy[sign]'" in said
+
+
+def test_what_comes_after_a_signed_package_asks_for_the_key(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    done = run("package", tiny_bundle, "-o", tmp_path / "model.zip", "--sign", tmp_path / "key.pem")
+    assert done.returncode == 0, done.stderr
+    assert "model.zip --key key.pub" in " ".join(done.stdout.split())

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspdeploy.core import archive, archive_rules
-from cspdeploy.core.archive import bundle_prefix, opened_bundle, read_entries, read_entry, unpack
-from cspdeploy.core.errors import InputError
+from cspdeploy.core.archive import bundle_prefix, opened_bundle, packed_manifest, read_entries, read_entry, unpack
+from cspdeploy.core.bundle import read_manifest
+from cspdeploy.core.errors import InputError, TamperedError
 
 GOOD = {"tiny/manifest.json": b"{}", "tiny/tiny.onnx": bytes(range(256)) * 40, "tiny/labels.txt": b"cat\ndog\n"}
 
@@ -101,6 +102,9 @@ def test_one_entry_into_memory(package: Path) -> None:
     assert read_entry(package, "tiny/labels.txt") == b"cat\ndog\n"
     with pytest.raises(InputError, match="holds no tiny/absent"):
         read_entry(package, "tiny/absent")
+    assert read_entry(package, "tiny/labels.txt", at_most=8) == b"cat\ndog\n"
+    with pytest.raises(InputError, match="8 bytes, expected at most 7"):
+        read_entry(package, "tiny/labels.txt", at_most=7)
 
 
 def test_a_program_before_the_zip_file_is_no_harm(tmp_path: Path) -> None:
@@ -140,6 +144,35 @@ def test_a_name_with_a_nul_which_zipfile_would_cut_off(tmp_path: Path) -> None:
     data = packed({"tiny/evil.txtX.onnx": b"x"}).replace(b"evil.txtX", b"evil.txt\0")
     (tmp_path / "model.zip").write_bytes(data)
     refused(tmp_path / "model.zip", "do not print")
+
+
+@pytest.mark.parametrize("evil", ["../../evil", "/evil", "tiny/other"])
+def test_a_second_name_in_the_unicode_path_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evil: str) -> None:
+    """Newer releases of Python take the name from there, after the first was kept; here older ones do, too."""
+    plain = zipfile.ZipInfo._decodeExtra  # type: ignore[attr-defined]
+
+    def newer(self: zipfile.ZipInfo, *words: object) -> None:
+        plain(self, *words)
+        kind, length = struct.unpack_from("<HH", self.extra)
+        if kind == 0x7075:
+            self.filename = self.extra[9 : 4 + length].decode()
+
+    def add(info: zipfile.ZipInfo) -> None:
+        body = struct.pack("<BL", 1, zlib.crc32(info.filename.encode())) + evil.encode()
+        info.extra = struct.pack("<HH", 0x7075, len(body)) + body
+
+    (tmp_path / "model.zip").write_bytes(packed({"tiny/good.txt": b"x"}, change=add))
+    monkeypatch.setattr(zipfile.ZipInfo, "_decodeExtra", newer)
+    refused(tmp_path / "model.zip", "has a second name")
+
+
+def test_a_name_that_no_rule_has_caught_is_caught_by_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_rules, "_wrong_name", lambda name: "")
+    (tmp_path / "model.zip").write_bytes(packed({"../evil": b"x"}))
+    refused(tmp_path / "model.zip", "leaves the folder")
+    assert not (tmp_path / "evil").exists()
 
 
 def test_a_name_that_writes_on_the_terminal(tmp_path: Path) -> None:
@@ -242,6 +275,15 @@ def test_a_folder_that_holds_bytes(tmp_path: Path) -> None:
 def test_a_bomb_by_its_ratio(tmp_path: Path) -> None:
     (tmp_path / "model.zip").write_bytes(packed({"tiny/zeros": bytes(4 << 20)}))
     refused(tmp_path / "model.zip", "a bomb")
+
+
+def test_a_bomb_of_many_small_entries(tmp_path: Path) -> None:
+    """Each is below the size at which ratios count; together they were 2 GB of 2 MB."""
+    zeros = bytes(1 << 20)
+    (tmp_path / "model.zip").write_bytes(packed({f"tiny/{number}": zeros for number in range(64)}))
+    assert len(read_entries(tmp_path / "model.zip")) == 64  # 64 MiB hurt nobody
+    (tmp_path / "model.zip").write_bytes(packed({f"tiny/{number}": zeros for number in range(65)}))
+    refused(tmp_path / "model.zip", "more than 100 times as many, a bomb")
 
 
 def test_a_bomb_that_hides_its_size(tmp_path: Path) -> None:
@@ -397,13 +439,41 @@ def test_where_the_bundle_lies(tmp_path: Path) -> None:
     assert bundle_prefix(path) == ""
 
 
-def test_a_package_is_opened_in_a_private_folder_that_vanishes(package: Path) -> None:
-    with opened_bundle(package) as folder:
+@pytest.fixture
+def bundle_package(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A real bundle, with files beside it that its manifest does not name."""
+    files = {f"tiny/{path.name}": path.read_bytes() for path in tiny_bundle.iterdir()}
+    files |= {"tiny/stranger.onnx": b"weights", "tiny/timings.json": b"{}", "elsewhere.txt": b"x"}
+    (tmp_path / "model.zip").write_bytes(packed(files))
+    return tmp_path / "model.zip"
+
+
+def test_a_package_is_opened_in_a_private_folder_that_vanishes(bundle_package: Path, tiny_bundle: Path) -> None:
+    with opened_bundle(bundle_package) as folder:
         assert folder.name == "tiny"
         assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
-        assert (folder / "labels.txt").read_bytes() == b"cat\ndog\n"
+        assert read_manifest(folder) == read_manifest(tiny_bundle) == packed_manifest(bundle_package, "tiny/")
+        assert names_in(folder) == sorted([*names_in(tiny_bundle), "timings.json"])  # and no stranger
         place = folder.parent
     assert not place.exists()
+
+
+def test_a_manifest_is_read_before_anything_is_unpacked(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "unpacked")
+
+    monkeypatch.setattr(archive, "unpack", refuse)
+    with pytest.raises(InputError, match=r"model\.zip: manifest\.json: schema_version None"), opened_bundle(package):
+        pass
+    monkeypatch.setattr(archive, "MAX_JSON_BYTES", 1)
+    with pytest.raises(InputError, match=r"manifest\.json: 2 bytes, expected at most 1"), opened_bundle(package):
+        pass
+
+
+def test_errors_name_the_package_and_not_the_private_folder(bundle_package: Path) -> None:
+    with pytest.raises(TamperedError) as found, opened_bundle(bundle_package) as folder:
+        raise TamperedError(f"{folder}: labels.txt: changed", fix="copy it again")
+    assert found.value.message == f"{bundle_package}: labels.txt: changed"
 
 
 def test_what_needs_no_unpacking_is_given_back_as_it_is(tmp_path: Path) -> None:
@@ -414,14 +484,14 @@ def test_what_needs_no_unpacking_is_given_back_as_it_is(tmp_path: Path) -> None:
             assert given == place
 
 
-def test_nothing_there_and_no_place_to_unpack(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="no such bundle or package"), opened_bundle(package.parent / "absent"):
+def test_nothing_there_and_no_place_to_unpack(bundle_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no such bundle or package"), opened_bundle(bundle_package.parent / "absent"):
         pass
 
     def fail(*_: object, **__: object) -> None:
         raise FileNotFoundError(2, "No usable temporary directory found")
 
     monkeypatch.setattr(archive.tempfile, "TemporaryDirectory", fail)
-    with pytest.raises(InputError, match="No usable temporary directory") as found, opened_bundle(package):
+    with pytest.raises(InputError, match="No usable temporary directory") as found, opened_bundle(bundle_package):
         pass
     assert "TMPDIR" in found.value.fix

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -386,3 +387,25 @@ def test_errors_of_a_disk_are_one_line(tmp_path: Path, number: int, kind: Folder
 def test_a_model_folder_is_known_by_its_description() -> None:
     """Spelt out in `core.bundle`, which devices import and which therefore does without `core.model_folder`."""
     assert MODEL_FOLDER.marker == SPEC_FILE
+
+
+def test_a_system_without_file_locks_reads_bundles_and_says_why_it_writes_none(tiny_bundle: Path) -> None:
+    """As on Windows, where there is no fcntl."""
+    code = """
+import sys
+from pathlib import Path
+sys.modules["fcntl"] = None
+from cspdeploy.core.bundle import read_manifest, staged_folder
+from cspdeploy.core.errors import InputError
+print(read_manifest(Path(sys.argv[1])).spec.name)
+try:
+    with staged_folder(Path(sys.argv[1]) / "new"):
+        pass
+except InputError as error:
+    print(error.fix)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(cspdeploy.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_bundle)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("tiny\nwrite it on Linux or macOS\n", "")

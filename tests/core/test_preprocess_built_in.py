@@ -164,3 +164,58 @@ sys.exit("PIL" in sys.modules)
 """
     done = _python(code)
     assert done.returncode == 0, done.stderr
+
+
+TOO_SMALL = """
+import resource, sys
+import numpy as np
+from cspdeploy.core.errors import InputError
+from cspdeploy.core.preprocess import read_pixels, resize_pixels
+from cspdeploy.core.spec import Preprocess
+
+by = sys.argv[1]
+contract = Preprocess(height_px=8000, width_px=8000, resize="stretch", crop_pct=1.0, interpolation="bilinear",
+                      channel_order="rgb", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+data = sys.stdin.buffer.read()
+small = np.zeros((400, 400, 3), np.uint8)
+read_pixels(data[:3] and b"P5 1 1 255\\n\\0", by=by)
+resize_pixels(small, Preprocess(**{name: getattr(contract, name) for name in contract.__slots__} | {
+    "height_px": 300, "width_px": 300}), by=by)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (60 << 20), used + (60 << 20)))
+for call in (lambda: read_pixels(data, by=by), lambda: resize_pixels(small, contract, by=by)):
+    try:
+        call()
+    except InputError as error:
+        print(error.message, "|", error.fix)
+"""
+
+
+@pytest.mark.parametrize("by", ["built in", "pillow"])
+def test_an_image_too_large_for_the_memory_is_bad_input(by: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (8000, 6000)).save(buffer, "PNG")
+    done = subprocess.run(
+        [sys.executable, "-c", TOO_SMALL, by], input=buffer.getvalue(), capture_output=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().splitlines() == [
+        "image bytes: too large for the memory here | shrink the image",
+        "image of 400x400 px: too large to be resized in the memory here | shrink the image",
+    ]
+
+
+def test_an_empty_folder_called_pil_is_no_pillow(tmp_path: Path) -> None:
+    """Python takes it for a package: a look for the name alone finds it, and an import of PIL succeeds."""
+    (tmp_path / "PIL").mkdir()
+    code = "import PIL, numpy; from cspdeploy.core.preprocess import decoder; print(decoder(), PIL.__file__)"
+    (tmp_path / "packages").mkdir()
+    for path in Path(np.__file__).parents[1].glob("numpy*"):
+        (tmp_path / "packages" / path.name).symlink_to(path)
+    folders = os.pathsep.join(map(str, (tmp_path, ROOT, tmp_path / "packages")))
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], env={**os.environ, "PYTHONPATH": folders}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "built in None\n"), done.stderr

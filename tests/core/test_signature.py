@@ -11,8 +11,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from cspdeploy.core import signature
+from cspdeploy.core.bundle import check_hashes, read_manifest
 from cspdeploy.core.errors import InputError, MissingExtraError, TamperedError
-from cspdeploy.core.signature import check_private_key, sign_folder, verify_folder
+from cspdeploy.core.signature import check_private_key, sign_file, sign_folder, verify_folder, verify_manifest
 
 OPENSSL = shutil.which("openssl") or ""
 PEM = serialization.Encoding.PEM
@@ -79,6 +81,43 @@ def test_a_file_that_was_changed_under_a_manifest_that_was_not(signed: Path, key
         verify_folder(signed, keys[1])
 
 
+def test_the_manifest_that_is_given_is_the_one_that_was_signed(
+    signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever swaps manifest.json after it was read gains nothing: it is read once."""
+    good, path = (signed / "manifest.json").read_bytes(), signed / "manifest.json"
+    expected = read_manifest(signed)
+    reads: list[int] = []
+    real = signature.read_json_bytes
+
+    def swapped_afterwards(place: Path) -> bytes:
+        data = real(place)
+        reads.append(len(data))
+        path.write_bytes(data.replace(b"label 3", b"label 4"))
+        return data
+
+    monkeypatch.setattr(signature, "read_json_bytes", swapped_afterwards)
+    manifest, fingerprint = verify_manifest(signed, keys[1])
+    assert manifest == expected
+    assert read_manifest(signed) != expected  # what lies there now
+    assert (reads, fingerprint) == ([len(good)], sign_folder(signed, keys[0]))
+    assert verify_manifest(signed, keys[1], data=path.read_bytes())[0] != expected  # signed anew, as it is now
+
+
+def test_files_are_not_hashed_with_the_manifest(signed: Path, keys: tuple[Path, Path]) -> None:
+    (signed / "labels.txt").write_text("no\n" * 10)
+    manifest, _ = verify_manifest(signed, keys[1])
+    with pytest.raises(TamperedError, match=r"labels\.txt"):
+        check_hashes(signed, manifest)
+
+
+@pytest.mark.parametrize("name", ["timings.json", "report.html", ".hidden"])
+def test_what_is_not_signed(signed: Path, keys: tuple[Path, Path], name: str) -> None:
+    """As the module says."""
+    (signed / name).write_text("anything")
+    assert verify_folder(signed, keys[1])
+
+
 def test_a_file_beside_that_nobody_signed(signed: Path, keys: tuple[Path, Path]) -> None:
     (signed / "extra.onnx").write_bytes(b"")
     with pytest.raises(InputError, match=r"extra\.onnx"):
@@ -107,6 +146,16 @@ def test_the_private_key_where_the_public_one_belongs_and_the_other_way(signed: 
     assert "-pubout" in found.value.fix
     with pytest.raises(InputError, match="is a public key, expected the private one"):
         check_private_key(keys[1])
+
+
+def test_both_halves_in_one_file_and_no_file(signed: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "both.pem").write_bytes(keys[0].read_bytes() + keys[1].read_bytes())
+    for check in (check_private_key, lambda key: verify_folder(signed, key)):
+        with pytest.raises(InputError, match="holds a private key and a public one"):
+            check(tmp_path / "both.pem")
+    with pytest.raises(InputError, match="No such file") as found:
+        verify_folder(signed, tmp_path / "absent.pub")
+    assert found.value.fix == "copy the public key (key.pub) of whoever made it"  # and no new one
 
 
 def test_a_key_of_another_sort(signed: Path, tmp_path: Path) -> None:
@@ -147,7 +196,7 @@ def test_without_the_library_the_error_names_the_extra(
     monkeypatch.setitem(sys.modules, "cryptography", None)
     with pytest.raises(MissingExtraError, match="'cryptography'") as found:
         verify_folder(signed, keys[1])
-    assert (found.value.exit_code, found.value.fix) == (3, "pip install 'cspdeploy[sign]'")
+    assert (found.value.exit_code, found.value.fix) == (3, "pip install cryptography")
 
 
 @pytest.mark.skipif(not OPENSSL, reason="no openssl here")
@@ -166,3 +215,9 @@ def test_openssl_makes_the_keys_and_checks_the_signature(tiny_bundle: Path, tmp_
     (bundle / "manifest.json").write_bytes(b"{}")
     done = subprocess.run([OPENSSL, "pkeyutl", *words], cwd=bundle, capture_output=True, text=True, check=False)
     assert done.returncode == 1
+    sign_file(bundle / "tiny.onnx", tmp_path / "key.pem")
+    words = ["-verify", "-pubin", "-inkey", "../key.pub", "-rawin", "-in", "tiny.onnx", "-sigfile", "tiny.onnx.sig"]
+    for code in (0, 1):
+        done = subprocess.run([OPENSSL, "pkeyutl", *words], cwd=bundle, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        (bundle / "tiny.onnx").write_bytes(b"changed")

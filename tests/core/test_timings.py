@@ -22,7 +22,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert TIMINGS.find("onnx", "openvino") is None
     assert json.loads((tmp_path / "timings.json").read_text()) == {
         "schema_version": 1, "machine": "An Abacus",
-        "rows": [{"artifact": "onnx", "runtime": "ort-cpu", "p50_ms": 3.5, "batch": 1, "threads": 2}],
+        "rows": [{"artifact": "onnx", "runtime": "ort-cpu", "p50_ms": 3.5, "batch": 1, "threads": 2, "rel_l2": None}],
     }  # fmt: skip
 
 
@@ -41,6 +41,17 @@ def test_what_verify_measured() -> None:
     assert found is not None
     assert found == dataclasses.replace(TIMINGS, rows=(dataclasses.replace(TIMINGS.rows[0], batch=4),))
     assert timings_of([untimed], environment=environment, batches={}) is None
+    compared = dataclasses.replace(untimed, rel_l2=0.02)
+    found = timings_of([compared], environment=environment, batches={})
+    assert found is not None
+    assert (found.rows[0].p50_ms, found.rows[0].rel_l2) == (None, 0.02)
+
+
+def test_timings_without_errors_are_read(tmp_path: Path) -> None:
+    """As an earlier version wrote them."""
+    row = {"artifact": "onnx", "runtime": "ort-cpu", "p50_ms": 3.5, "batch": 1, "threads": 2}
+    (tmp_path / "timings.json").write_text(json.dumps({"schema_version": 1, "machine": "An Abacus", "rows": [row]}))
+    assert read_timings(tmp_path) == (TIMINGS, "")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +59,7 @@ def test_what_verify_measured() -> None:
     ["{", "[]", "{}", '{"schema_version": 2, "machine": "", "rows": []}', "[" * 100_000, "\xff", " " * (1 << 21),
      '{"schema_version": 1, "machine": "", "rows": [{"artifact": "a", "runtime": "b", "p50_ms": 0, "threads": 1}]}',
      '{"schema_version": 1, "machine": "", "rows": [{"artifact": "a", "runtime": "b", "p50_ms": "nan", "threads": 1}]}',
+     '{"schema_version": 1, "machine": "", "rows": [{"artifact": "a", "runtime": "b", "rel_l2": -1.0, "threads": 1}]}',
      '{"schema_version": 1, "machine": "", "rows": [], "more": 1}'],
 )  # fmt: skip
 def test_broken_file_is_a_remark_of_one_line(tmp_path: Path, text: str) -> None:

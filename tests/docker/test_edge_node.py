@@ -20,12 +20,15 @@ import pytest
 from PIL import Image
 
 from cspdeploy.core.bundle import file_record, read_manifest, write_manifest
-from cspdeploy.core.codec import to_json
+from cspdeploy.core.codec import from_json, to_json
 from cspdeploy.core.golden import read_golden, write_golden
+from cspdeploy.core.graph_images import pixel_change, with_pixel_change
 from cspdeploy.core.metrics import softmax
 from cspdeploy.core.preprocess import load_image, normalise, preprocess, resize_image
 from cspdeploy.core.spec import Preprocess
 from cspdeploy.core.tolerance import limits_for, noise_floors
+from cspdeploy.core.types import Artifact
+from cspdeploy.edge.selftest import SelftestRequest, run_selftest
 from cspdeploy.edge.selftest_report import SELFTEST_SCHEMA_VERSION, CheckRow, LatencyRow, SelftestReport
 from tests.docker.node import DOCKER, copy_sources, node, npm_install, run_module
 from tests.pictures import pictures
@@ -153,6 +156,76 @@ def test_golden_inputs_and_limits_are_those_of_python(tiny_bundle: Path) -> None
         assert not found[fault], fault
 
 
+_LIMITS = """
+import { readFileSync } from "node:fs";
+import { limitFor } from "$LIB/prove.js";
+const [path, floor] = process.argv.slice(1);
+const { artifacts } = JSON.parse(readFileSync(path));
+console.log(JSON.stringify(Object.fromEntries(artifacts.map((one) => [one.kind, limitFor(one, Number(floor))]))));
+"""
+
+
+def test_limits_are_those_of_python_for_every_artifact(tiny_u8_bundle: Path) -> None:
+    """INT8 by the tensors in 8 bits that the export has counted; the C++ and Python sides count in the file."""
+    floor = noise_floors(read_golden(tiny_u8_bundle / "golden.npz"))["logits"]
+    found = run_module(_LIMITS, tiny_u8_bundle / "manifest.json", floor)
+    report = run_selftest(tiny_u8_bundle, SelftestRequest(runtime="ort-cpu", latency=False))
+    expected = {row.artifact: row.limit for row in report.checks if row.check == "golden" and row.limit is not None}
+    assert {"onnx", "onnx-fp16", "onnx-int8", "onnx-u8", "onnx-fp16-u8", "onnx-int8-u8"} == set(expected)
+    for kind, limit in expected.items():
+        assert found[kind] == pytest.approx(limit, rel=1e-9), kind
+
+
+@pytest.mark.parametrize("change", [0.0, 3e-3, 5.0, -1.0, True, "much", None])
+def test_a_graph_that_resizes_is_given_what_its_pixels_cost(tiny_u8_bundle: Path, tmp_path: Path, change: Any) -> None:
+    manifest = json.loads((tiny_u8_bundle / "manifest.json").read_text())
+    entry = next(one for one in manifest["artifacts"] if one["kind"] == "onnx-u8")
+    entry["frontend"]["resize"] = True
+    entry["steps"][-1]["facts"] = {"output_change": change}
+    (tmp_path / "manifest.json").write_text(json.dumps({"artifacts": [entry]}))
+    floors = noise_floors(read_golden(tiny_u8_bundle / "golden.npz"))
+    expected = with_pixel_change(limits_for("fp32", floors), pixel_change(from_json(Artifact, entry)))["logits"].rel_l2
+    assert expected < 2e-2
+    found = run_module(_LIMITS, tmp_path / "manifest.json", floors["logits"])
+    assert found["onnx-u8"] == pytest.approx(expected, rel=1e-9)
+
+
+_TOP = """
+import { judge } from "$LIB/prove.js";
+const logits = Float64Array.of(3, 1, 2, 2);
+const arrays = new Map(["output_fp64.logits", "output_fp32.logits"].map((name) => [name, { data: logits }]));
+const golden = { arrays, names: ["logits"], images: [0] };
+const sum = logits.reduce((total, value) => total + Math.exp(value), 0);
+const exact = logits.map((value) => Math.exp(value) / sum);
+const tried = (classes, probabilities) => judge(
+  [{ logits: { data: logits }, classes: { data: BigInt64Array.from(classes, BigInt) },
+     probabilities: { data: probabilities ?? classes.map((one) => exact[one]) } }],
+  { precision: "fp32", frontend: { top_k: 3 } }, golden, true).passed;
+const scaled = (factor) => judge(
+  [{ logits: { data: logits.map((value) => value * factor) } }],
+  { precision: "fp32", frontend: { resize: true }, steps: [{ facts: { output_change: 0.003 } }] }, golden, true).passed;
+console.log(JSON.stringify({
+  right: [tried([0, 2, 3]), tried([0, 3, 2]), scaled(1), scaled(1.002)],
+  wrong: [tried([0, 2]), tried([0, 2, 1]), tried([0, 2, 2]), tried([2, 0, 3]), tried([-1, 2, 3], [NaN, NaN, NaN]),
+    tried([0, 2, 3], [0.9, 0.05, 0.05]), tried([0, 2, 3], [NaN, NaN, NaN]), scaled(1.01), scaled(50), scaled(NaN),
+    judge([{ logits: { data: logits } }], { precision: "fp32", frontend: { top_k: 3 } }, golden, true).passed,
+    judge([{ logits: { data: logits } }], { precision: "int8", steps: [] }, golden, true).passed],
+}));
+"""
+
+
+def test_top_k_and_resizing_graphs_are_judged() -> None:
+    found = run_module(_TOP)
+    assert found["right"] == [True] * 4
+    assert found["wrong"] == [False] * 12
+
+
+def test_scores_that_do_not_fit_the_labels_are_refused() -> None:
+    code = 'import { classes } from "$LIB/preprocess.js"; try { classes([1, 2, 3], ["a"], 1); console.log("[]"); }'
+    code += "catch (error) { console.log(JSON.stringify([error.name, error.message])); }"
+    assert run_module(code) == ["InputError", "3 class scores and 1 labels"]
+
+
 @pytest.mark.parametrize(
     "damage", [lambda data: data[: len(data) // 2], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda _: b"PK"]
 )
@@ -192,12 +265,35 @@ def _refused(sources: Path, *arguments: object) -> str:
 def test_a_half_copied_bundle_is_refused(sources: Path, bundle: Path) -> None:
     whole = (bundle / "tiny.onnx").read_bytes()
     (bundle / "tiny.onnx").write_bytes(whole[:-100])
-    assert "the manifest says" in _refused(sources, "selftest", bundle)
+    assert "the manifest says" in _refused(sources, bundle, "any.png")
+    assert "the manifest says" in _failed(sources, bundle)
     (bundle / "tiny.onnx").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "tiny.onnx: SHA-256 differs" in _refused(sources, "selftest", bundle)
+    assert "tiny.onnx: SHA-256 differs" in _failed(sources, bundle)
     assert "tiny.onnx: SHA-256 differs" in _refused(sources, bundle, "any.png")
     (bundle / "tiny.onnx").unlink()
     assert "tiny.onnx: missing" in _refused(sources, bundle, "any.png")
+    assert "tiny.onnx: missing" in _failed(sources, bundle)
+
+
+def _failed(sources: Path, bundle: Path) -> str:
+    """Why the files are not those of the manifest, in a report of one JSON document."""
+    done = node(sources / "app.mjs", "selftest", bundle, "--json")
+    assert (done.returncode, done.stderr) == (1, "")
+    report = json.loads(done.stdout)
+    assert report["verdict"] == "fail"
+    rows = {row["artifact"] or row["check"]: row for row in report["checks"]}
+    assert {rows[name]["verdict"] for name in ("onnx", "onnx-fp16")} == {"skip"}
+    assert rows["files"]["verdict"] == "fail"
+    return str(rows["files"]["reason"])
+
+
+def test_an_error_is_json_where_json_was_asked_for(sources: Path, tmp_path: Path) -> None:
+    for arguments in (("selftest", tmp_path), (tmp_path, "any.png")):
+        done = node(sources / "app.mjs", *arguments, "--json")
+        assert done.returncode == 2
+        told = json.loads(done.stdout)
+        assert (told["schema_version"], told["verdict"]) == (SELFTEST_SCHEMA_VERSION, "error")
+        assert "manifest.json: no such file" in told["error"]["message"]
 
 
 def test_what_is_no_bundle_is_refused(sources: Path, bundle: Path, tmp_path: Path) -> None:
@@ -211,6 +307,11 @@ def test_what_is_no_bundle_is_refused(sources: Path, bundle: Path, tmp_path: Pat
         ({"artifacts": None}, "artifacts or files missing"),
         ({"files": [{"file": "../x", "sha256": "0" * 64, "num_bytes": 1}]}, "'../x' leaves the folder"),
         ({"spec": manifest["spec"] | {"preprocess": {}}}, "preprocess.height_px"),
+        ({"spec": manifest["spec"] | {"provenance": None}}, "spec.provenance"),
+        ({"labels": manifest["labels"][:-1]}, "9 labels, expected 10"),
+        ({"labels": [1] * 10}, "labels broken"),
+        ({"files": [None]}, "'undefined' leaves the folder"),
+        ({"artifacts": [manifest["artifacts"][0] | {"inputs": None}]}, "inputs or steps broken"),
         ({"spec": manifest["spec"] | {"task": "features"}}, "not classes"),
     ):
         (bundle / "manifest.json").write_text(json.dumps(manifest | change))
@@ -225,6 +326,18 @@ def test_wrong_use_is_refused(sources: Path, bundle: Path) -> None:
     assert "--top 0" in _refused(sources, bundle, "any.png", "--top", "0")
     assert "at least one image" in _refused(sources, bundle)
     assert "expected one bundle" in _refused(sources, "selftest")
+
+
+def test_a_file_of_a_further_size_is_refused(sources: Path, bundle: Path) -> None:
+    """Its preprocessing is another one than that of the bundle's own size, which is what the application knows."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for artifact in manifest["artifacts"]:
+        if artifact["kind"] == "onnx-fp16":
+            artifact["kind"] = "onnx@48x40"
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    refused = _refused(sources, bundle, "any.png", "--artifact", "onnx@48x40")
+    assert "no artifact 'onnx@48x40' for ONNX Runtime, it has onnx" in refused
+    assert "onnx@48x40, " not in refused
 
 
 def test_missing_packages_are_named(sources: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -279,6 +392,16 @@ def test_selftest_passes_in_every_precision(installed: Path, tiny_int8_bundle: P
     assert {"onnx", "onnx-fp16", "onnx-int8"} <= set(checks)
     assert checks["onnx"]["top1_agreement"] == 1.0
     assert 0 < checks["onnx-int8"]["rel_l2"] <= checks["onnx-int8"]["limit"]
+
+
+@pytest.mark.slow
+def test_selftest_passes_with_preprocessing_and_top_k_in_the_graph(installed: Path, tiny_u8_bundle: Path) -> None:
+    status, report = _selftest(installed, tiny_u8_bundle)
+    assert status == 0, report
+    rows = {row["artifact"]: row for row in report["checks"] if row["check"] == "golden"}
+    assert {"onnx-u8", "onnx-fp16-u8", "onnx-int8-u8"} <= set(rows)
+    assert rows["onnx-u8"]["reason"].endswith(", top-k")
+    assert report["requested"]["artifacts"] == []
 
 
 @pytest.mark.slow
@@ -384,11 +507,21 @@ def test_bad_images_are_one_line(installed: Path, tiny_bundle: Path, tmp_path: P
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "page.png").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
     photo.convert("CMYK").save(tmp_path / "print.jpg")
-    for name, expected in (
-        ("none.png", "no such file"), ("empty.png", "0 bytes"), ("text.png", "not an image"),
-        ("half.jpg", "broken image"), ("page.png", "a file of format svg"), ("print.jpg", "CMYK"),
-    ):  # fmt: skip
-        assert expected in _refused(installed, tiny_bundle, tmp_path / "whole.jpg", tmp_path / name)
+    expected = {
+        "none.png": "no such file", "empty.png": "0 bytes", "text.png": "not an image", "half.jpg": "broken image",
+        "page.png": "a file of format svg", "print.jpg": "CMYK", "whole.jpg": "",
+    }  # fmt: skip
+    paths = [tmp_path / name for name in expected]
+    done = node(installed / "app.mjs", tiny_bundle, *paths, "--json")
+    assert done.returncode == 2
+    entries = json.loads(done.stdout)
+    assert [entry["image"] for entry in entries] == [str(path) for path in paths]
+    for entry, told in zip(entries, expected.values(), strict=True):
+        assert told in entry.get("error", "")
+        assert len(entry["predictions"]) == (0 if told else 5)  # the others go on
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "fix"] * 6
+    done = node(installed / "app.mjs", tiny_bundle, *paths)
+    assert done.stdout.startswith(f"{paths[-1]}\n")
 
 
 @pytest.mark.slow
@@ -402,8 +535,10 @@ def test_an_artifact_that_the_engine_cannot_open_names_both_versions(installed: 
     )
     write_manifest(bundle, dataclasses.replace(manifest, artifacts=artifacts))
     version = json.loads((DOCKER / "edge-node/package.json").read_text())["dependencies"]["onnxruntime-node"]
-    error = _refused(installed, "selftest", bundle)
-    assert f"tiny.onnx (opset 18): onnxruntime-node {version} does not open it" in error
+    status, report = _selftest(installed, bundle)
+    rows = {row["artifact"]: row for row in report["checks"]}
+    assert (status, rows["onnx"]["verdict"], rows["onnx-fp16"]["verdict"]) == (1, "fail", "pass")
+    assert f"tiny.onnx (opset 18): onnxruntime-node {version} does not open it" in rows["onnx"]["reason"]
 
 
 @pytest.mark.slow

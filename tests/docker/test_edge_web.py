@@ -65,6 +65,23 @@ def test_the_server_keeps_to_its_folder_and_says_what_threads_need(tmp_path: Pat
                 urllib.request.urlopen(address + path)  # noqa: S310
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(("dist", "x"), "port x: expected"), (("none",), "none: holds no index.html")]
+)
+def test_the_server_refuses_in_one_line(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    done = node(WEB / "serve.mjs", *arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "fix"]
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    (tmp_path / "index.html").touch()
+    with _served(tmp_path) as address:
+        done = node(WEB / "serve.mjs", tmp_path, address.rstrip("/").rpartition(":")[2])
+    assert (done.returncode, "EADDRINUSE" in done.stderr) == (2, True)
+
+
 def test_the_image_serves_with_the_same_headers_and_types() -> None:
     local, image = (WEB / "serve.mjs").read_text(), (WEB / "nginx.conf").read_text()
     for name in ("Cross-Origin-Embedder-Policy", "Cross-Origin-Opener-Policy", "X-Content-Type-Options"):
@@ -81,7 +98,13 @@ def test_the_image_serves_with_the_same_headers_and_types() -> None:
 
 
 def test_the_page_names_no_other_host() -> None:
-    for path in [WEB / "index.html", WEB / "style.css", WEB / "app.js", *sorted((WEB / "lib").iterdir())]:
+    for path in [
+        WEB / "index.html",
+        WEB / "style.css",
+        WEB / "app.js",
+        WEB / "sw.js",
+        *sorted((WEB / "lib").iterdir()),
+    ]:
         addresses = set(re.findall(r"https?://[^\s\"']+", path.read_text())) - {"http://www.w3.org/2000/svg"}
         assert addresses == set(), path.name
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', (WEB / "index.html").read_text())
@@ -109,8 +132,13 @@ def test_build_refuses_in_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     vendor.mkdir(parents=True)
     for name in re.findall(r'"(ort[^"]+\.(?:mjs|wasm))"', (folder / "build.mjs").read_text()):
         (vendor / name).touch()  # nothing is run here
-    assert "manifest.json: ENOENT" in refused(tmp_path / "none")
+    assert "manifest.json: no such file" in refused(tmp_path / "none")
     assert "no artifact 'onnx-int7'" in refused(tiny_bundle, "--artifact", "onnx-int7")
+    hollow = Path(shutil.copytree(tiny_bundle, tmp_path / "hollow"))
+    for text, told in (("null", "schema_version undefined"), ("{", "not JSON"), ('{"schema_version": 3}', "missing")):
+        (hollow / "manifest.json").write_text(text)
+        assert told in refused(hollow)
+    shutil.rmtree(hollow)
     broken = Path(shutil.copytree(tiny_bundle, tmp_path / "broken"))
     (broken / "tiny.onnx").write_bytes(b"half")
     assert "SHA-256 differs" in refused(broken)
@@ -198,7 +226,8 @@ def test_every_golden_image_gets_pythons_class(
         Image.fromarray(image).save(tmp_path / f"{index}.png")
         assert page.choose(tmp_path / f"{index}.png") == "ready", _text(page, "error")
         shown = _shown(page)
-        assert [best for best, _ in shown] == list(np.argsort(-row, kind="stable")[:5]) or artifact == "onnx-int8"
+        if artifact != "onnx-int8":  # where one 8-bit step of another build changes places further down
+            assert [best for best, _ in shown] == list(np.argsort(-row, kind="stable")[:5])
         assert shown[0][0] == int(row.argmax())
         # Two builds of one engine: float32 in the graph, so 1e-5; an 8-bit step of INT8 moves a probability by more.
         assert shown[0][1] == pytest.approx(row.max(), abs=1e-2 if artifact == "onnx-int8" else 1e-5)
@@ -344,6 +373,64 @@ def test_it_fits_and_can_be_read(page: Page, address: str, tmp_path: Path, width
     assert (lighter + 0.05) / (darker + 0.05) >= 7  # WCAG 2.2, 1.4.6: the stricter level
     controls = "Array.from(document.querySelectorAll('input, select, button'))"
     assert page.run(f"{controls}.filter((one) => !(one.labels?.length || one.innerText)).length") == 0
+
+
+@pytest.mark.slow
+def test_long_names_are_broken_and_not_cut(page: Page, changed: Path, tmp_path: Path) -> None:
+    path = changed / "model" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["labels"] = [f"{index}{'n' * 200}" for index in range(10)]
+    manifest["spec"]["name"] = "m" * 300
+    path.write_text(json.dumps(manifest))
+    photo = tmp_path / f"{'p' * 200}.png"
+    Image.fromarray(pictures(1)[0]).save(photo)
+    page.resize(360, 900)
+    with _served(changed) as url:
+        page.open(url)
+        assert page.choose(photo) == "ready"
+        wide = "filter((one) => one.getBoundingClientRect().right > innerWidth).map((one) => one.id || one.tagName)"
+        for asked in ("photograph", "proof"):
+            assert asked == "photograph" or _prove(page) == ("ready", ["pass", "pass"])
+            assert page.run("document.documentElement.scrollWidth <= innerWidth"), asked
+            assert page.run(f"Array.from(document.querySelectorAll('body *')).{wide}") == [], asked
+
+
+@pytest.mark.slow
+def test_it_works_without_its_server_after_one_visit(page: Page, built: Path, tmp_path: Path) -> None:
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "a.png")
+    with _served(built) as url:
+        page.open(url)
+        look = "const look = () => document.body.dataset.offline ? done(true) : setTimeout(look, 20)"
+        assert page.run(f"new Promise((done) => {{ {look}; look(); }})")
+        assert page.choose(tmp_path / "a.png") == "ready"
+        online = _shown(page)
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url)  # noqa: S310
+    page.open(f"{url}?artifact=onnx")
+    assert page.settle() == "ready", _text(page, "error")
+    assert page.run("crossOriginIsolated")
+    assert page.choose(tmp_path / "a.png") == "ready", _text(page, "error")
+    assert _shown(page) == online
+
+
+@pytest.mark.slow
+def test_a_session_is_let_go_before_the_next_one(page: Page, address: str, tmp_path: Path) -> None:
+    page.open(address)
+    code = """
+        import('./lib/engine.js').then(({ Engine }) => {
+          window.released = 0;
+          const own = Engine.prototype.release;
+          Engine.prototype.release = function () { window.released += 1; return own.call(this); };
+        }).then(() => true)
+    """
+    assert page.run(code)
+    for kind in ("onnx-fp16", "onnx"):
+        page.run(
+            "document.body.dataset.state = 'asked'; artifact.value = "
+            f"{json.dumps(kind)}; artifact.dispatchEvent(new Event('change'))"
+        )
+        assert page.settle() == "ready", _text(page, "error")
+    assert page.run("window.released") == 2
 
 
 def _luminance(colour: str) -> float:

@@ -70,7 +70,7 @@ golden = read_golden(Path(sys.argv[1]) / "golden.npz")
 with Predictor.open(sys.argv[1]) as predictor:
     distance = relative_l2(predictor.logits(*golden.images), golden.outputs_fp64["logits"])
     label = predictor(golden.images[0])[0].label
-    streamed = [item.result[0].label for item in predictor.stream(golden.images[:3])]
+    streamed = [item.result[0].label for item in predictor.stream(list(golden.images[:3]))]
 print(json.dumps({"distance": distance, "label": label, "streamed": streamed, "pillow": "PIL" in sys.modules}))
 """
 

@@ -35,6 +35,7 @@ def feed(tiny_contract: Preprocess) -> Feed:
         (PIXELS[0, 0], "uint8 [3]", ""),
         (PIXELS[:, :, :2], "uint8 [20, 24, 2]", ""),
         (PIXELS[:0], "without pixels", ""),
+        ((PIXELS / 255).astype(np.uint8) | (PIXELS == 255), "uint8 that holds 0 and 1 alone", "(image * 255)"),
     ],
 )
 def test_array_that_is_no_image_is_told_what_it_seems_to_be(feed: Feed, array: np.ndarray, told: str, fix: str) -> None:
@@ -83,6 +84,35 @@ def test_graph_with_preprocessing_gets_bytes(tiny_contract: Preprocess, order: s
     assert made.shape == ((1, 20, 24, 3) if resize else (1, 32, 32, 3))
     if resize:
         assert np.array_equal(made[0], PIXELS if order == "rgb" else PIXELS[:, :, ::-1])
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_frame_of_one_level_is_an_image(feed: Feed, level: int) -> None:
+    """A camera with its cap on."""
+    feed.prepare(np.full((32, 32, 3), level, np.uint8))
+
+
+def test_raw_bytes_of_floats_that_were_cast(tiny_contract: Preprocess) -> None:
+    raw = Feed(contract=tiny_contract, frontend=Frontend())
+    x = np.stack([np.full((32, 32, 3), 9, np.uint8), np.eye(32, dtype=np.uint8)[:, :, None] + np.zeros(3, np.uint8)])
+    raw.check_raw(x[:1], shape=("N", 32, 32, 3))
+    with pytest.raises(InputError, match="raw input: got uint8 that holds 0 and 1 alone"):
+        raw.check_raw(x, shape=("N", 32, 32, 3))
+
+
+@pytest.mark.parametrize("resize", [False, True])
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@pytest.mark.parametrize("size", [(32, 32), (20, 24)])
+def test_nothing_of_the_callers_array_is_kept(
+    tiny_contract: Preprocess, order: str, resize: bool, size: tuple[int, int]
+) -> None:
+    frontend = Frontend(channel_order=order, resize=resize)  # type: ignore[arg-type]
+    for given in ("rgb", "bgr"):
+        buffer = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+        made = Feed(contract=tiny_contract, frontend=frontend, channel_order=given).prepare(buffer)  # type: ignore[arg-type]
+        kept = made.copy()
+        buffer[:] = 0
+        assert np.array_equal(made, kept)
 
 
 SHAPE = (1, 3, 32, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from PIL import Image
 
 import cspdeploy
@@ -32,6 +33,7 @@ from cspdeploy.edge import Predictor
 from cspdeploy.pipeline import package_write
 from cspdeploy.pipeline.package import PackageReport, PackageRequest, package_bundle
 from cspdeploy.pipeline.package_modules import needed_files, runtime_modules
+from cspdeploy.pipeline.package_write import Source
 
 Pack = Callable[..., PackageReport]
 
@@ -154,8 +156,24 @@ def test_packed_where_that_pays_and_stored_where_not(pack: Pack, tmp_path: Path)
 
 def test_what_a_reader_would_take_for_a_bomb_is_stored(tmp_path: Path) -> None:
     (tmp_path / "zeros").write_bytes(bytes(3 << 20))
-    entries = package_write.write_package(tmp_path / "model.zip", {"zeros": (tmp_path / "zeros", 0.05)})
+    sources = {"zeros": Source(path=tmp_path / "zeros", saving=0.05)}
+    entries = package_write.write_package(tmp_path / "model.zip", sources)
     assert entries[0].packed_bytes == entries[0].num_bytes == 3 << 20
+
+
+def test_what_looks_fair_in_samples_and_is_a_bomb_as_a_whole_is_stored(tmp_path: Path) -> None:
+    """Random bytes where the samples are taken, zeros in between."""
+    size, draw = 16 << 20, np.random.default_rng(0)
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(size)
+        for start in range(0, size, size // 8):
+            file.seek(start)
+            file.write(draw.bytes(20_000))
+    (tmp_path / "text").write_text("words " * 100)
+    sources = {name: Source(path=tmp_path / name, saving=0.05) for name in ("sparse", "text")}
+    entries = {entry.name: entry for entry in package_write.write_package(tmp_path / "model.zip", sources)}
+    assert entries["sparse"].packed_bytes == size
+    assert entries["text"].packed_bytes < entries["text"].num_bytes
 
 
 # --- the same bytes again ---
@@ -231,8 +249,14 @@ def test_a_licence_by_its_name_and_as_a_text(pack: Pack, tmp_path: Path) -> None
     assert page.endswith("\nMIT License\n\nPermission is hereby granted\n")
 
 
-@pytest.mark.parametrize("given", ["absent.txt", "some/where", "LICENSE.md"])
-def test_a_licence_that_is_meant_to_be_a_file(pack: Pack, given: str) -> None:
+@pytest.mark.parametrize(
+    "given",
+    ["absent.txt", "some/where", "LICENSE.md", "LICENSE", "licence", "COPYING.lesser", "NOTICE", "LICENSE-MIT"],
+)
+def test_a_licence_that_is_meant_to_be_a_file(
+    pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="no such file"):
         pack("model.zip", licence=given)
 
@@ -266,6 +290,26 @@ def test_an_older_signature_does_not_travel_with_a_new_manifest(
         assert not (folder / "manifest.sig").exists()
 
 
+def test_a_signed_program_has_a_signature_of_the_whole_file(
+    pack: Pack, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    report = pack("model.pyz", sign=keys[0])
+    place = tmp_path / "model.pyz.sig"
+    assert report.signature_file == str(place)
+    assert any("-rawin -in model.pyz -sigfile model.pyz.sig" in note for note in report.notes)
+    public = serialization.load_pem_public_key(keys[1].read_bytes())
+    assert isinstance(public, Ed25519PublicKey)
+    public.verify(place.read_bytes(), (tmp_path / "model.pyz").read_bytes())
+    assert pack("model.pyz", sign=keys[0]).key == report.key  # over its own older one
+    assert pack("model.zip", sign=keys[0]).signature_file == ""
+    assert not (tmp_path / "model.zip.sig").exists()
+    before = (tmp_path / "model.pyz").read_bytes()
+    place.write_text("precious")
+    with pytest.raises(InputError, match="exists and is not a signature"):
+        pack("model.pyz", sign=keys[0], licence="MIT")
+    assert (tmp_path / "model.pyz").read_bytes() == before
+
+
 # --- wrong input: one line, and nothing written ---
 
 
@@ -275,6 +319,29 @@ def _wrong_suffix(tmp_path: Path, bundle: Path) -> dict[str, object]:
 
 def _inside(tmp_path: Path, bundle: Path) -> dict[str, object]:
     return {"output": bundle / "model.zip"}
+
+
+def _deep_inside(tmp_path: Path, bundle: Path) -> dict[str, object]:
+    return {"output": bundle / "new" / "model.zip"}
+
+
+def _package(tmp_path: Path, bundle: Path) -> dict[str, object]:
+    package_bundle(PackageRequest(bundle=bundle, output=tmp_path / "first.zip"))
+    return {"bundle": tmp_path / "first.zip"}
+
+
+def _extension(tmp_path: Path, bundle: Path) -> dict[str, object]:
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.writestr("manifest.json", '{"manifest_version": 3}')
+        archive.writestr("background.js", "work()")
+        archive.writestr("golden.npz", "numbers")
+    return {}
+
+
+def _manifest_alone(tmp_path: Path, bundle: Path) -> dict[str, object]:
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.write(bundle / "manifest.json", "manifest.json")
+    return {}
 
 
 def _no_bundle(tmp_path: Path, bundle: Path) -> dict[str, object]:
@@ -312,7 +379,10 @@ def _file_for_a_folder(tmp_path: Path, bundle: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
-        (_wrong_suffix, "ends in .zip or .pyz"), (_inside, "lies in the bundle"), (_no_bundle, "absent"),
+        (_wrong_suffix, "ends in .zip or .pyz"), (_inside, "lies in the bundle"),
+        (_deep_inside, "lies in the bundle"), (_package, "is a package already, expected a bundle's folder"),
+        (_extension, "exists and is not a package"), (_manifest_alone, "exists and is not a package"),
+        (_no_bundle, "absent"),
         (_no_artifact, "no artifact 'onnx-int9'"), (_changed, "SHA-256 differs"), (_no_key, r"absent\.pem"),
         (_folder, "is a folder"), (_somebody_elses, "exists and is not a package"),
         (_file_for_a_folder, "cannot be written"),
@@ -339,10 +409,10 @@ def test_a_full_disk_leaves_the_old_package(pack: Pack, tmp_path: Path, monkeypa
     pack("model.zip")
     first = (tmp_path / "model.zip").read_bytes()
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(package_write.shutil, "copyfileobj", fail)
+    monkeypatch.setattr(package_write, "_add", fail)
     with pytest.raises(InputError, match="No space left on device") as found:
         pack("model.zip", licence="MIT")
     assert "free some space" in found.value.fix
@@ -351,9 +421,55 @@ def test_a_full_disk_leaves_the_old_package(pack: Pack, tmp_path: Path, monkeypa
 
 
 def test_more_than_a_package_holds(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package_write, "MAX_TOTAL_BYTES", 1000)
+    monkeypatch.setattr(package_write, "MAX_PACKED_BYTES", 1000)
     with pytest.raises(InputError, match="bytes to pack, expected at most 1000"):
         pack("model.zip")
+
+
+def test_more_than_zipfile_writes_is_refused_before_it_is_packed(tmp_path: Path) -> None:
+    """A hole on the disk, of as many bytes as zipfile says no to, and one less than that is its limit."""
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(package_write.MAX_PACKED_BYTES + 1)
+    with pytest.raises(InputError, match="bytes to pack, expected at most 2045222520") as found:
+        package_write.write_package(tmp_path / "model.zip", {"large": Source(path=large, saving=0.05)})
+    assert "fewer artifacts" in found.value.fix
+    for size, refused in ((package_write.MAX_PACKED_BYTES, False), (package_write.MAX_PACKED_BYTES + 1, True)):
+        info = zipfile.ZipInfo("large")
+        info.file_size = size
+        with zipfile.ZipFile(io.BytesIO(), "w", allowZip64=False) as archive:
+            if refused:
+                with pytest.raises(zipfile.LargeZipFile):
+                    archive.open(info, "w")
+            else:
+                archive.open(info, "w").close()
+
+
+@pytest.mark.parametrize(
+    ("given", "better"), [("model.tar.gz", "model.zip"), ("net1.5.rar", "net1.5.zip"), ("model", "model.zip")]
+)
+def test_a_suffix_that_is_none_of_ours_is_replaced_in_the_fix(
+    tiny_bundle: Path, tmp_path: Path, given: str, better: str
+) -> None:
+    with pytest.raises(InputError, match=r"ends in \.zip or \.pyz") as found:
+        package_bundle(PackageRequest(bundle=tiny_bundle, output=tmp_path / given))
+    assert found.value.fix == f"-o {better}"
+
+
+def test_what_is_packed_is_what_is_hashed_and_what_is_not_packed_is_not_read(bundle: Path, tmp_path: Path) -> None:
+    """An artifact that stays behind may be as broken as it likes; a file that changes while it is packed may not."""
+    (bundle / "tiny.fp16.onnx").write_bytes(b"broken")
+    report = package_bundle(PackageRequest(bundle=bundle, output=tmp_path / "model.zip"))
+    assert report.artifacts == ("onnx",)
+    whole = (bundle / "tiny.onnx").read_bytes()
+
+    def change(what: str, done: int, total: int) -> None:
+        if what == "packing, tiny.onnx":
+            (bundle / "tiny.onnx").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    with pytest.raises(TamperedError, match=r"tiny\.onnx: not the file of the manifest"):
+        package_bundle(PackageRequest(bundle=bundle, output=tmp_path / "other.zip"), progress=change)
+    assert not (tmp_path / "other.zip").exists()
 
 
 # --- the program ---
@@ -457,7 +573,42 @@ def test_the_program_classifies_a_photo(program: Path, tiny_bundle: Path, photo:
 def test_the_program_checks_itself(program: Path) -> None:
     done = run_alone(program, "selftest", "--json", "--no-latency")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout)["verdict"] == "pass"
+    report = json.loads(done.stdout)
+    assert (report["verdict"], report["bundle"]) == ("pass", str(program))  # and no private folder
+
+
+def test_the_check_of_the_program_is_called_by_its_name(program: Path) -> None:
+    done = run_alone(program, "selftest", "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: model.pyz selftest [")
+    assert "BUNDLE" not in done.stdout
+    assert "model.pyz.sig" in done.stdout
+    done = run_alone(program, "selftest", "somewhere")
+    assert (done.returncode, done.stderr) == (
+        2, "error: unrecognized arguments: somewhere\nfix: model.pyz selftest --help\n",
+    )  # fmt: skip
+
+
+def test_an_error_of_the_program_is_json_where_that_was_asked_for(program: Path, photo: Path) -> None:
+    for words, code, said in (
+        ([photo, "--runtime", "ort-abacus"], 2, "unknown"),
+        (["selftest", "--artifact", "onnx-int8"], 2, "no artifact 'onnx-int8'"),
+        ([photo, "--no-such-option"], 2, "unrecognized"),
+    ):
+        done = run_alone(program, *words, "--json")
+        found = json.loads(done.stdout)
+        assert (done.returncode, found["verdict"], found["error"]["exit_code"]) == (code, "error", code)
+        assert said in found["error"]["message"]
+        assert "cspdeploy" not in found["error"]["fix"]
+
+
+def test_a_changed_program_is_told_of_by_its_own_name(program: Path, tmp_path: Path) -> None:
+    changed = _changed_model(program, tmp_path / "model.pyz")
+    done = run_alone(changed, "selftest", "--no-latency", "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["verdict"]) == (1, "fail")
+    reason = next(row["reason"] for row in report["checks"] if row["check"] == "files")
+    assert reason.startswith(f"{changed}: tiny.onnx: not the file of the manifest")
 
 
 def test_every_module_of_the_program_can_be_imported_from_it_alone(program: Path) -> None:
@@ -554,13 +705,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert (done.returncode, "opened for writing" in done.stderr) == (1, True)  # the hook bites: selftest unpacks
 
 
-def test_a_program_whose_model_was_changed_does_not_run(program: Path, photo: Path, tmp_path: Path) -> None:
-    changed = tmp_path / "model.pyz"
-    with zipfile.ZipFile(program) as source, zipfile.ZipFile(changed, "w") as target:
+def _changed_model(program: Path, path: Path) -> Path:
+    with zipfile.ZipFile(program) as source, zipfile.ZipFile(path, "w") as target:
         for info in source.infolist():
             data = source.read(info)
             target.writestr(info, data[:-1] + bytes([data[-1] ^ 1]) if info.filename.endswith(".onnx") else data)
-    done = run_alone(changed, photo)
+    return path
+
+
+def test_a_program_whose_model_was_changed_does_not_run(program: Path, photo: Path, tmp_path: Path) -> None:
+    done = run_alone(_changed_model(program, tmp_path / "model.pyz"), photo)
     assert (done.returncode, done.stdout) == (1, "")
     assert "tiny.onnx: not the file of the manifest" in done.stderr
 
@@ -571,8 +725,8 @@ def test_a_signed_program_checks_its_signature(
 ) -> None:
     """`cryptography` is there to check it; on a device without, the error names the extra."""
     report = pack("model.pyz", sign=keys[0])
-    assert any("covers the model, not the program" in note for note in report.notes)
+    assert any("checks the model, not the program" in note for note in report.notes)
     with opened_bundle(tmp_path / "model.pyz") as folder:
         assert verify_folder(folder, keys[1]) == report.key
     done = run_alone(tmp_path / "model.pyz", "selftest", "--no-latency", "--key", keys[1])
-    assert (done.returncode, "cspdeploy[sign]" in done.stderr) == (3, True), done.stdout + done.stderr
+    assert (done.returncode, "pip install cryptography" in done.stderr) == (3, True), done.stdout + done.stderr

@@ -106,6 +106,7 @@ def test_facts_of_the_manifest(tiny_bundle: Path, tiny_models: Path, tiny_spec: 
         "labels": str(tiny_models / "tiny" / "labels.txt"),
         "fp16": True, "opset": 18,
         "dynamic_batch": False, "preprocess": None, "target": None, "int8": None, "frontend": None,
+        "also": [], "further_sizes_px": [],
         "images": f"{tiny_models / 'tiny' / 'calibration.npz'} ({digest})",
     }  # fmt: skip
 

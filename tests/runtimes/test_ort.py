@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +244,14 @@ def test_outputs_bound_to_fixed_places_are_computed() -> None:
     outside = session.bind({"table": np.array([1.0, 2.0, 3.0], np.float32), "index": np.array([3])})
     with pytest.raises(Exception, match="out of data bounds"):
         outside()
+
+
+def test_copies_are_not_known_where_nothing_may_be_written(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    session = open_cpu_session(tiny_bundle / "tiny.onnx")
+    monkeypatch.setattr(session, "_provider", CUDA)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    assert session.num_copies is None
+    assert len(session.nodes) == sum(session.placement.values())

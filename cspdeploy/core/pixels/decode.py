@@ -29,6 +29,8 @@ _DECODERS: tuple[tuple[bytes, Callable[[bytes], npt.NDArray[np.uint8]]], ...] = 
 _OTHERS = ((b"GIF8", "GIF"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"RIFF", "WEBP"))
 
 _INSTALL = "pip install pillow"
+MAX_REASON = 120
+"""Letters of a reason that may come from a library, which may tell of the file's contents."""
 
 
 def decode_image(data: bytes, *, name: str) -> npt.NDArray[np.uint8]:
@@ -38,7 +40,8 @@ def decode_image(data: bytes, *, name: str) -> npt.NDArray[np.uint8]:
         name: what errors call the file.
 
     Raises:
-        InputError: not an image, truncated, more than 100 megapixels, or a format that only Pillow reads.
+        InputError: not an image, truncated, more than 100 megapixels or 65,535 px a side, a format that only Pillow
+            reads, or too large for the memory here.
     """
     decoder = next((decoder for signature, decoder in _DECODERS if data.startswith(signature)), None)
     if decoder is None:
@@ -52,6 +55,10 @@ def decode_image(data: bytes, *, name: str) -> npt.NDArray[np.uint8]:
         raise InputError(f"{name}: {error}", fix="shrink the image") from error
     except UnsupportedImageError as error:
         raise InputError(f"{name}: {error}: read by Pillow, which is not installed", fix=_INSTALL) from error
-    except (BrokenImageError, struct.error, zlib.error, IndexError, ValueError) as error:
-        # The last four are how the standard library says that a file ends too early.
-        raise InputError(f"{name}: not an image that can be read: {error}", fix="name an image file") from error
+    except MemoryError as error:
+        raise InputError(f"{name}: too large for the memory here", fix="shrink the image") from error
+    except (struct.error, IndexError) as error:  # how the standard library says that a file ends too early
+        raise InputError(f"{name}: not an image that can be read: truncated", fix="name an image file") from error
+    except (BrokenImageError, zlib.error, ValueError) as error:
+        reason = str(error)[:MAX_REASON]
+        raise InputError(f"{name}: not an image that can be read: {reason}", fix="name an image file") from error

@@ -3,6 +3,7 @@
 The pixels are those of libjpeg-turbo with its defaults, which Pillow uses: accurate integer DCT, fancy upsampling.
 On one core of a server a 12-megapixel photograph (quality 90, 4:2:0, 3 MB) takes 2.1 s and 300 MB, a progressive one
 4.8 s and 470 MB; 640x480 px (77 KB) take 0.1 s and 0.15 s. libjpeg-turbo is some 15 to 25 times as fast.
+Time goes with the bytes of a file and not with its pixels: 0.7 s a megabyte, progressive 1.6 s.
 """
 
 from __future__ import annotations

@@ -29,17 +29,15 @@ _MARGIN_BYTES = 4096
 
 @dataclass(eq=False, slots=True)
 class HuffmanTable:
-    """One Huffman table, spread over all windows of 16 bits.
+    """One Huffman table.
 
-    Attributes:
-        symbols: `[65536]` uint8, the symbol whose code a window begins with.
-        lengths: `[65536]` uint8, bits of that code; 0 where there is no such code.
+    It is spread over all windows of 16 bits when a scan first looks into it, and not where it is read: a file may hold
+    any number of tables that no scan uses.
     """
 
-    symbols: npt.NDArray[np.uint8]
-    lengths: npt.NDArray[np.uint8]
     _codes: list[tuple[int, int, int]]
     """In order: length, symbol, and how many windows begin with it; length 0 stands for all that is no code."""
+    _spread: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]] | None = None
     _steps: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
@@ -56,8 +54,25 @@ class HuffmanTable:
         if rest < 1 or not codes:
             raise BrokenImageError("JPEG Huffman table")
         codes.append((0, 0, rest))
-        lengths, symbols, shares = np.array(codes).T
-        return cls(np.repeat(symbols, shares).astype(np.uint8), np.repeat(lengths, shares).astype(np.uint8), codes)
+        return cls(codes)
+
+    @property
+    def symbols(self) -> npt.NDArray[np.uint8]:
+        """`[65536]`: the symbol whose code a window begins with."""
+        return self._windows()[0]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.uint8]:
+        """`[65536]`: bits of that code; 0 where there is no such code."""
+        return self._windows()[1]
+
+    def _windows(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        if self._spread is None:
+            lengths, symbols, shares = np.array(self._codes).T
+            self._spread = (
+                np.repeat(symbols.astype(np.uint8), shares), np.repeat(lengths.astype(np.uint8), shares)
+            )  # fmt: skip
+        return self._spread
 
     def steps(self, purpose: str) -> list[int]:
         """For each window, what a walk adds to its state: bits passed, and coefficients passed above `POSITION_BITS`.
@@ -122,7 +137,7 @@ class BitStream:
         """
         if bit >= self.num_bits:
             raise BrokenImageError("truncated")
-        if self.base <= bit < self.base + self.limit:
+        if self.holds(bit):
             return bit - self.base
         first = bit >> 3
         part = self._data[first : first + _SEGMENT_BYTES + _MARGIN_BYTES]
@@ -138,6 +153,10 @@ class BitStream:
         self.base = 8 * first
         self.limit = min(8 * _SEGMENT_BYTES, self.num_bits - self.base)
         return bit - self.base
+
+    def holds(self, bit: int) -> bool:
+        """Whether `bit` of the stream lies in the open segment, so that `seek` will not open another."""
+        return self.base <= bit < self.base + self.limit
 
     def bits(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Single bits at positions of the stream; 0 beyond its end."""

@@ -20,46 +20,68 @@ def decode_dc_first(scan: Scan, coefficients: Coefficients) -> None:
     stream, per_mcu = scan.stream, len(scan.slots)
     tables = [scan.dc[slot].steps("dc") for slot in scan.slots]
     differences = np.zeros(scan.order.size, np.int64)
+    seen: list[int] = []
+    begun = 0  # the MCU with which `seen` begins
+
+    def flush() -> None:  # once a segment, however many intervals are in it
+        if seen:
+            codes = gather(scan, np.array(seen, np.int64), first_block=begun * per_mcu)
+            differences[codes.blocks] = codes.values
+            seen.clear()
+
     for first, last, start, end in scan.intervals():
         mcu, at = first, start
         while mcu < last:
-            position, seen, begun = stream.seek(at), [], mcu
+            if not stream.holds(at):
+                flush()
+                begun = mcu
+            position = stream.seek(at)
             windows, limit = stream.windows, stream.limit
             while mcu < last and position < limit:
                 for steps in tables:
                     seen.append(position)
                     position += steps[windows[position]] & POSITION_MASK
                 mcu += 1
-            codes = gather(scan, np.array(seen, np.int64), first_block=begun * per_mcu)
-            differences[codes.blocks] = codes.values
             at = stream.base + position
         if at > end:
             raise BrokenImageError("truncated")
+    flush()
     scan_dc(scan, differences, coefficients)
 
 
 def decode_dc_refine(scan: Scan, coefficients: Coefficients) -> None:
     """One more bit for each DC value."""
-    for first, last, start, end in scan.intervals():
-        blocks = scan.order[first:last].reshape(-1)
-        if start + len(blocks) > end:
-            raise BrokenImageError("truncated")
-        bits = scan.stream.bits(start + np.arange(len(blocks)))
-        coefficients[blocks, 0] |= (bits << scan.low).astype(np.int16)
+    intervals = np.array(list(scan.intervals()), np.int64).reshape(-1, 4)
+    counts = (intervals[:, 1] - intervals[:, 0]) * len(scan.slots)
+    starts, ends = intervals[:, 2], intervals[:, 3]
+    if (starts + counts > ends).any():
+        raise BrokenImageError("truncated")
+    before = np.cumsum(counts) - counts
+    bits = scan.stream.bits(np.repeat(starts - before, counts) + np.arange(int(counts.sum())))
+    coefficients[scan.order.reshape(-1), 0] |= (bits << scan.low).astype(np.int16)
 
 
 def decode_ac_first(scan: Scan, coefficients: Coefficients) -> None:
     """First AC scan of one component: as a sequential one, but an end of block may stand for many blocks."""
+    stream = scan.stream
+    seen: list[tuple[int, int]] = []
+
+    def flush() -> None:  # once a segment, however many intervals are in it
+        if seen:
+            _store_first(scan, np.array(seen, np.int64).reshape(-1, 2), coefficients)
+            seen.clear()
+
     for first, last, start, end in scan.intervals():
         block, at = first, start
         while block < last:
-            position = scan.stream.seek(at)
-            seen: list[tuple[int, int]] = []
+            if not stream.holds(at):
+                flush()
+            position = stream.seek(at)
             block, position = _walk_first(scan, position, block, last, seen)
-            _store_first(scan, np.array(seen, np.int64).reshape(-1, 2), coefficients)
-            at = scan.stream.base + position
+            at = stream.base + position
         if at > end or block > last:
             raise BrokenImageError("truncated, or a run of blocks beyond its interval")
+    flush()
 
 
 def _walk_first(scan: Scan, position: int, block: int, last: int, seen: list[tuple[int, int]]) -> tuple[int, int]:
@@ -195,7 +217,7 @@ def _refine_block(band: _Band, said: _Refined, position: int, block: int) -> tup
     steps = band.scan.ac[0].steps("refine")
     zeros, index, end = band.zeros, band.offsets[block - band.base], band.offsets[block - band.base + 1]
     place, passed = 0, 0
-    while place < width:
+    while place < width and not passed:
         step = steps[windows[position]]
         symbol, length = step >> POSITION_BITS, step & POSITION_MASK
         if length == 0 or symbol & 14:  # a coefficient that first shows now is 1 or -1
@@ -227,6 +249,4 @@ def _refine_block(band: _Band, said: _Refined, position: int, block: int) -> tup
             said.blocks.append(block)
             said.places.append(target)
         place = target + 1
-        if passed:
-            break
     return position, passed

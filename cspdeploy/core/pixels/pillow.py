@@ -44,7 +44,7 @@ def decode_with_pillow(data: bytes, *, name: str) -> Image.Image:
         name: what errors call the file.
 
     Raises:
-        InputError: not an image, truncated, or more than 100 megapixels.
+        InputError: not an image, truncated, more than 100 megapixels, or too large for the memory here.
     """
     try:
         with warnings.catch_warnings():
@@ -55,12 +55,13 @@ def decode_with_pillow(data: bytes, *, name: str) -> Image.Image:
             raise InputError(f"{name}: got {size}, expected at most {MAX_IMAGE_PIXELS} pixels", fix="shrink the image")
         image.load()
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))  # not exif_transpose: it writes the EXIF anew
-        upright = image.transpose(turn) if turn is not None else image
+        return _to_rgb(image.transpose(turn) if turn is not None else image)
+    except MemoryError as error:
+        raise InputError(f"{name}: too large for the memory here", fix="shrink the image") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: {error}", fix="shrink the image") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
         raise InputError(f"{name}: not an image that Pillow can read", fix="name an image file") from error
-    return _to_rgb(upright)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -14,6 +14,11 @@ export class Engine {
     this.batch = typeof first === "number" ? first : 1;
   }
 
+  /** Let go of the session's memory; there is no run after that. */
+  async release() {
+    await this.#session.release();
+  }
+
   /**
    * One image.
    *

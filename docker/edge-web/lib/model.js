@@ -2,35 +2,19 @@
 
 import { Engine } from "./engine.js";
 import { readNpz } from "./npz.js";
-import { InputError, checkContract } from "./preprocess.js";
+import { MANIFEST_FILE, parseManifest } from "./manifest.js";
+import { InputError } from "./preprocess.js";
 import { GOLDEN_FILE, openGolden } from "./prove.js";
 
 const MODEL = new URL("../model/", import.meta.url);
 const VENDOR = new URL("../vendor/", import.meta.url);
-const MANIFEST_SCHEMA_VERSION = 3;
 /** Beyond four threads the small networks of edge devices gain nothing. */
 const MAX_THREADS = 4;
 const BUILDS = { wasm: "ort.wasm.min.mjs", webgpu: "ort.webgpu.min.mjs" };
 
 /** @returns {Promise<object>} manifest.json  @throws {InputError} not there, of another version, incomplete */
 export async function fetchManifest() {
-  let manifest;
-  try {
-    manifest = JSON.parse(new TextDecoder().decode(await fetchBytes("manifest.json")));
-  } catch (error) {
-    if (error instanceof InputError) throw error;
-    throw new InputError("model/manifest.json: not JSON", "build the page again with its bundle");
-  }
-  if (manifest?.schema_version !== MANIFEST_SCHEMA_VERSION) {
-    throw new InputError(
-      `model/manifest.json: schema_version ${manifest?.schema_version}, expected ${MANIFEST_SCHEMA_VERSION}`,
-      "export the bundle again",
-    );
-  }
-  const whole = manifest.spec && [manifest.artifacts, manifest.files, manifest.labels].every(Array.isArray);
-  if (!whole)
-    throw new InputError("model/manifest.json: spec, labels, artifacts or files missing", "export the bundle again");
-  checkContract(manifest.spec.preprocess);
+  const manifest = parseManifest(new TextDecoder().decode(await fetchBytes(MANIFEST_FILE)), `model/${MANIFEST_FILE}`);
   if (manifest.spec.task !== "classify") {
     throw new InputError(
       `${manifest.spec.name}: gives ${manifest.spec.outputs.join(", ")}, not classes`,

@@ -181,8 +181,11 @@ export function topK(logits, k) {
 /**
  * @param {ArrayLike<number>} logits  @param {string[]} labels  @param {number} k
  * @returns {{label: string, index: number, probability: number}[]} likeliest first
+ * @throws {InputError} another number of scores than of labels
  */
 export function classes(logits, labels, k) {
+  if (logits.length !== labels.length)
+    throw new InputError(`${logits.length} class scores and ${labels.length} labels`, "export the bundle again");
   const probabilities = softmax(logits);
   return topK(logits, k).map((index) => ({ label: labels[index], index, probability: probabilities[index] }));
 }

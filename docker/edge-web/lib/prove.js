@@ -1,6 +1,6 @@
 /** Whether a device computes what the original network said: preprocessing and artifacts against golden.npz. */
 
-import { InputError, networkInput, normalise, resizeImage, topK } from "./preprocess.js";
+import { InputError, networkInput, normalise, resizeImage, softmax, topK } from "./preprocess.js";
 
 export const GOLDEN_FILE = "golden.npz";
 const FP64 = "output_fp64.";
@@ -13,9 +13,15 @@ const FP32_FLOOR = 2 ** -23;
 const FP32_NOISE_FACTOR = 16;
 const FP16_NOISE_FACTOR = 4 * 2 ** 13;
 const FP16_LIMIT = 1e-2;
-// INT8: four times the noise that the export measured on held-out images, at most 12 dB of signal over noise.
-const INT8_NOISE_FACTOR = 4;
+// INT8: every tensor in 8 bits brings the noise of its step, 1/255 of a range of eight times its typical value; the
+// noises add up as independent ones do, at most to 12 dB of signal over noise.
+const INT8_STEPS = 255;
+const INT8_CREST = 8;
 const INT8_LIMIT = 0.25;
+// Softmax in float32 rounds to 6e-8 of each term; a thousand classes add up to far less than this.
+const PROBABILITY_LIMIT = 1e-5;
+const PROBABILITIES = "probabilities";
+const CLASSES = "classes";
 // INT8 may change the first class of one image in twenty; the others may on near ties only: two best classes closer
 // than four times the typical error that the limit allows.
 const INT8_AGREEMENT = 0.95;
@@ -32,14 +38,33 @@ export function relativeL2(actual, exact) {
   return signal === 0 ? (noise === 0 ? 0 : Infinity) : Math.sqrt(noise / signal);
 }
 
-/** @returns {number} largest relative L2 that an artifact of this precision may have */
+/**
+ * @param {object} artifact of the manifest  @param {number} floor of the output's noise
+ * @returns {number} largest relative L2 that it may have; NaN where an INT8 file's manifest does not say of how many
+ *   tensors in 8 bits it follows
+ */
 export function limitFor(artifact, floor) {
+  return precisionLimit(artifact, Math.max(floor, FP32_FLOOR)) + pixelChange(artifact);
+}
+
+function precisionLimit(artifact, floor) {
   const fp16 = Math.min(FP16_NOISE_FACTOR * floor, FP16_LIMIT);
   if (artifact.precision === "fp32") return Math.min(FP32_NOISE_FACTOR * floor, FP16_LIMIT);
   if (artifact.precision === "fp16") return fp16;
-  const measured = (artifact.steps ?? []).map((step) => step.facts?.sqnr_db).find(Number.isFinite);
-  const expected = measured === undefined ? Infinity : INT8_NOISE_FACTOR * 10 ** (-measured / 20);
-  return Math.min(Math.max(expected, fp16), INT8_LIMIT);
+  const count = facts(artifact, "num_quantised").findLast((value) => Number.isInteger(value) && value > 0) ?? NaN;
+  const one = INT8_CREST / (INT8_STEPS * Math.sqrt(12));
+  return Math.min(Math.max(one * Math.sqrt(count), fp16), INT8_LIMIT);
+}
+
+/** What the pixels of a graph's own resize move its outputs by, as measured at export; never above what FP16 may. */
+function pixelChange(artifact) {
+  if (!artifact.frontend?.resize) return 0;
+  const found = facts(artifact, "output_change").filter((value) => Number.isFinite(value) && value >= 0);
+  return Math.min(Math.max(0, ...found), FP16_LIMIT);
+}
+
+function facts(artifact, name) {
+  return (artifact.steps ?? []).map((step) => step.facts?.[name]);
 }
 
 /**
@@ -150,9 +175,11 @@ export function judge(outputs, artifact, { arrays, names, images }, classify) {
     const actual = Float64Array.from(got.flatMap((data) => Array.from(data)));
     const limit = limitFor(artifact, Math.max(relativeL2(arrays.get(FP32 + name).data, exact), FP32_FLOOR));
     const distance = relativeL2(actual, exact);
-    // A graph that resizes does so by its engine's filter, not by Pillow's: only its decisions are comparable.
-    const near = artifact.frontend?.resize ? Number.isFinite(distance) : distance <= limit; // false for NaN
-    passed &&= near;
+    if (Number.isNaN(limit)) {
+      const detail = "its manifest does not say how many tensors are in 8 bits: export the bundle again";
+      return { passed: false, detail, ...numbers };
+    }
+    passed &&= distance <= limit; // false for NaN
     details.push(`${name}: relative L2 ${distance.toExponential(1)}, limit ${limit.toExponential(1)}`);
     Object.assign(numbers, { rel_l2: Number.isFinite(distance) ? distance : null, limit });
     if (classify) {
@@ -162,7 +189,27 @@ export function judge(outputs, artifact, { arrays, names, images }, classify) {
       numbers.top1_agreement = decided.same / images.length;
     }
   }
+  const k = artifact.frontend?.top_k;
+  if (k) {
+    const wrong = outputs.map((output) => wrongTopK(output, output[names[0]].data, k)).find(Boolean);
+    passed &&= !wrong;
+    details.push(wrong ? `top-k: ${wrong}` : "top-k");
+  }
   return { passed, detail: details.join(", "), ...numbers };
+}
+
+/** Why the graph's own top-k of one image is not that of its scores, or empty. */
+function wrongTopK(output, logits, k) {
+  const probabilities = Array.from(output[PROBABILITIES]?.data ?? []);
+  const found = Array.from(output[CLASSES]?.data ?? [], Number);
+  if (probabilities.length !== k || found.length !== k) return `${found.length} classes, expected ${k}`;
+  // By their scores and not by their numbers: of equal scores either may be first.
+  const expected = topK(logits, k);
+  const right = new Set(found).size === k && found.every((index, i) => logits[index] === logits[expected[i]]);
+  if (!right) return "other classes than the largest scores";
+  const exact = softmax(logits);
+  const near = probabilities.every((value, i) => Math.abs(value - exact[found[i]]) <= PROBABILITY_LIMIT); // not NaN
+  return near ? "" : "other probabilities than the softmax of the scores";
 }
 
 function judgeDecisions(actual, exact, count, limit, precision) {

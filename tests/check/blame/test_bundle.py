@@ -141,6 +141,7 @@ def test_a_layer_curve_follows_the_graph(tiny_bundle: Path) -> None:
 
 def test_a_fault_of_the_engines_own_rewrite(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime's graph after its rewrites is broken on purpose: its node is the one that is named."""
+    from cspdeploy.check.blame import open as opening
     from cspdeploy.check.blame import search
     from cspdeploy.runtimes.ort_graph import write_optimised
 
@@ -167,7 +168,10 @@ def test_a_fault_of_the_engines_own_rewrite(tiny_bundle: Path, tmp_path: Path, m
         return engine.open(dataclasses.replace(request, path=rewritten, optimise=False))
 
     monkeypatch.setattr(search, "write_optimised", write)
-    monkeypatch.setitem(all_runtimes(), "ort-cpu", dataclasses.replace(engine, open=open_))
+    rewriting = dataclasses.replace(engine, open=open_)
+    monkeypatch.setattr(
+        opening, "require_runtime", lambda name: rewriting if name == "ort-cpu" else all_runtimes()[name]
+    )
     report = blame(BlameRequest(artifact=source, against="itself"))
     assert report.optimised
     assert report.blamed is not None

@@ -52,7 +52,8 @@ def _bmp(header: bytes) -> bytes:
         (_bmp(struct.pack("<LllHHL", 40, 9, 9, 1, 24, 0)), "truncated"),
         (_bmp(struct.pack("<LllHHL", 40, 9, 9, 1, 8, 1)), "compression 1"),
         (_bmp(struct.pack("<L", 41)), "header of 41"),
-        (b"BM", "requires"),
+        (b"BM", "truncated"),
+        (b"P5 1 100000000 255\n", "65535 px a side"),
     ],
 )
 def test_what_is_wrong_is_named(data: bytes, reason: str) -> None:

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.pixels import jpeg_progressive
+from cspdeploy.core.pixels.jpeg_huffman import HuffmanTable
 from cspdeploy.core.preprocess import read_pixels
 
 SAMPLINGS = ["4:4:4", "4:2:2", "4:2:0"]
@@ -136,3 +138,38 @@ def test_what_is_not_built_in_names_pillow(frame: bytes, picture: Callable, enco
     with pytest.raises(InputError, match="read by Pillow") as caught:
         read_pixels(data, by="built in")
     assert caught.value.fix == "pip install pillow"
+
+
+def test_tables_that_no_scan_uses_are_not_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is 65,536 windows; a megabyte of them was ten seconds."""
+    spread: list[int] = []
+    real = HuffmanTable._windows
+
+    def counted(self: HuffmanTable) -> object:
+        spread.append(1)
+        return real(self)
+
+    monkeypatch.setattr(HuffmanTable, "_windows", counted)
+    tables = (bytes([0, 1]) + bytes(15) + bytes([0])) * 3000
+    with pytest.raises(InputError, match="truncated"):
+        read_pixels(b"\xff\xd8\xff\xc4" + (2 + len(tables)).to_bytes(2, "big") + tables + b"\xff\xd9", by="built in")
+    assert spread == []
+
+
+def test_codes_are_gathered_once_a_segment_and_not_once_an_interval(
+    picture: Callable, encode: Callable, same_as_pillow: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("gather", "_store_first"):
+        real = getattr(jpeg_progressive, name)
+
+        def counted(*words: object, _real: Callable = real, _name: str = name, **options: object) -> object:
+            calls.append(_name)
+            return _real(*words, **options)
+
+        monkeypatch.setattr(jpeg_progressive, name, counted)
+    data = encode(picture(48, 64), "JPEG", progressive=True, restart_marker_blocks=1)
+    assert data.count(b"\xff\xd0") > 10  # intervals there are
+    same_as_pillow(data)
+    scans = data.count(b"\xff\xda")
+    assert 0 < len(calls) <= scans

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.pixels import png
+from cspdeploy.core.pixels.png import decode_png
 from cspdeploy.core.preprocess import read_pixels
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -81,8 +84,11 @@ def test_turned_upright_by_exif_and_by_xmp(
         (_png(4, 4, 2, 4, interlaced=False), "4 bits, colour type 2"),
         (_png(0, 4, 2, 8, interlaced=False), "0x4"),
         (_png(20_000, 20_000, 2, 8, interlaced=False, packed=b""), "at most 100000000 pixels"),
+        (_png(65_536, 1, 0, 1, interlaced=False), "at most 65535 px a side"),
+        (_png(4, 4, 2, 8, interlaced=False)[:-14], "truncated"),
+        (_png(4, 4, 2, 8, interlaced=False)[:20], "read: truncated$|truncated \\("),
     ],
-    ids=["short", "filter", "deflate", "checksum", "depth", "no columns", "bomb"],
+    ids=["short", "filter", "deflate", "checksum", "depth", "no columns", "bomb", "long", "cut data", "cut header"],
 )
 def test_what_is_wrong_is_named(data: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
@@ -95,3 +101,70 @@ def test_a_colour_beyond_the_palette_is_refused() -> None:
     start = data.index(b"PLTE") - 4
     with pytest.raises(InputError, match="palette of 1"):
         read_pixels(data[:start] + short + data[start + 12 + 768 :], by="built in")
+
+
+def test_a_thin_image_is_refused_by_its_side_and_not_by_its_rows() -> None:
+    """1x100,000,000 px has no more pixels than is allowed, and would have been half an hour of rows."""
+    header = struct.pack(">LLBBBBB", 1, 100_000_000, 8, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
+    with pytest.raises(InputError, match="at most 65535 px a side") as caught:
+        read_pixels(data, by="built in")
+    assert caught.value.fix == "shrink the image"
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_bands_of_few_rows_and_small_pieces_give_the_same(
+    interlaced: bool, monkeypatch: pytest.MonkeyPatch, same_as_pillow: Callable[[bytes], None]
+) -> None:
+    monkeypatch.setattr(png, "_BAND_BYTES", 700)
+    monkeypatch.setattr(png, "_PIECE_BYTES", 3)
+    for colour, depth in KINDS:
+        same_as_pillow(_png(37, 23, colour, depth, interlaced=interlaced))
+
+
+def test_memory_is_that_of_the_image_and_a_band(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 bits and alpha are 8 bytes a pixel, of which 3 remain: all of them at once were 2.7 times the image."""
+    monkeypatch.setattr(png, "_BAND_BYTES", 1 << 16)
+    raw = zlib.compress(b"".join(bytes([row % 3]) + bytes(8 * 1000) for row in range(1500)), 1)
+    header = struct.pack(">LLBBBBB", 1000, 1500, 16, 6, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", raw) + _chunk(b"IEND", b"")
+    tracemalloc.start()
+    try:
+        assert decode_png(data).shape == (1500, 1000, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 1500 * 1000 * 3
+
+
+def _with_chunk(kind: bytes, body: bytes) -> bytes:
+    whole = _png(5, 9, 2, 8, interlaced=False)
+    return whole[:33] + _chunk(kind, body) + whole[33:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _png(5, 9, 2, 8, interlaced=False)[:-12],
+        _png(5, 9, 2, 8, interlaced=False)[:-5],
+        _png(5, 9, 2, 8, interlaced=False)[:-1] + b"x",
+        _with_chunk(b"zTXt", b"Raw profile type exif\0\0no deflate"),
+        _with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0no deflate"),
+    ],
+    ids=["no IEND", "half an IEND", "wrong checksum of IEND", "zTXt", "iTXt"],
+)
+def test_what_is_broken_beside_the_image_does_not_cost_it(data: bytes, same_as_pillow: Callable[[bytes], None]) -> None:
+    same_as_pillow(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _with_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  5\nzz"),
+        _with_chunk(b"eXIf", b"MM\0*\0\0\xff\xff"),
+        _png(5, 9, 2, 8, interlaced=False)[:-12] + b"\0\0\1\0tEXtcut",
+    ],
+    ids=["no hexadecimal number", "eXIf", "cut text"],
+)
+def test_where_pillow_warns_or_gives_up_the_image_is_there(data: bytes) -> None:
+    np.testing.assert_array_equal(decode_png(data), decode_png(_png(5, 9, 2, 8, interlaced=False)))
