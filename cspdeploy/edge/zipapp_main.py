@@ -12,7 +12,6 @@ import contextlib
 import sys
 import zipimport
 from collections.abc import Iterator
-from importlib.abc import InspectLoader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +48,6 @@ def _archive() -> Path:
     loader = globals().get("__loader__")
     if not isinstance(loader, zipimport.zipimporter):
         raise InputError("runs only from within a zip application", fix="cspdeploy package BUNDLE -o model.pyz")
-    # Python does not count it as one, though it gives sources: engines are told by theirs.
-    InspectLoader.register(zipimport.zipimporter)
     return Path(loader.archive)
 
 

@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import re
 import typing
-from importlib.abc import InspectLoader
 
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
 from cspdeploy.runtimes.base import Runtime
@@ -36,7 +35,8 @@ def all_runtimes() -> dict[str, Runtime]:
 def _defines_runtimes(name: str) -> bool:
     """Told from the source: what lies beside the runtimes and is none may import its engine at its top."""
     spec = importlib.util.find_spec(name)
-    source = spec.loader.get_source(name) if spec and isinstance(spec.loader, InspectLoader) else None
+    get_source = getattr(spec.loader, "get_source", None) if spec else None  # zipimporter has it too
+    source = get_source(name) if get_source is not None else None
     return source is not None and re.search(r"^RUNTIMES\b", source, re.MULTILINE) is not None
 
 
