@@ -34,8 +34,8 @@ def parse_also(given: Sequence[str]) -> tuple[str, ...]:
     """
     for name in given:
         if name not in ALSO:
-            near = did_you_mean(name, ALSO)
-            raise InputError(f"--also {name}: expected {', '.join(ALSO)}", fix=f"{near}--also {ALSO[0]}")
+            near = next((one for one in ALSO if f"'{one}'" in did_you_mean(name, ALSO)), ALSO[0])
+            raise InputError(f"--also {name}: expected {', '.join(ALSO)}", fix=f"--also {near}")
     return tuple(name for name in ALSO if name in given)
 
 

@@ -56,7 +56,7 @@ def test_names_come_once_and_in_order(given: list[str], found: tuple[str, ...]) 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"--also otr: expected pt2, ort, opt") as caught:
         parse_also(["otr"])
-    assert "--also" in (caught.value.fix or "")
+    assert caught.value.fix in ("--also ort", "--also opt")
 
 
 @pytest.mark.usefixtures("int8_is_faster")
