@@ -100,7 +100,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(900)  # the shipped network, whole, on whatever machine this is
+@pytest.mark.timeout(1800)  # the shipped network, whole, on whatever machine this is
 def test_every_command_runs_in_order(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
