@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +19,10 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from cspdeploy.check import reference
+from cspdeploy.check.worker import EngineError
 from cspdeploy.core.codec import to_json
+from cspdeploy.core.errors import CspDeployError
 from cspdeploy.core.model_folder import write_calibration, write_spec
 from cspdeploy.core.spec import ModelSpec, NetworkSpec, Preprocess, Provenance
 from cspdeploy.core.types import Frontend, Timing
@@ -29,6 +34,7 @@ from cspdeploy.pipeline.int8_step import Int8Request
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 from cspdeploy.quant import judge
 from cspdeploy.runtimes import all_runtimes
+from cspdeploy.runtimes.base import Feeds, Outputs, Session, SessionRequest
 
 # No deadline: tests never judge a duration. No example database: the checkout stays clean, the order is fixed.
 settings.register_profile("fast", max_examples=40, deadline=None, database=None, derandomize=True)
@@ -122,27 +128,47 @@ def tiny_spec(tiny_config: CspNetConfig, tiny_contract: Preprocess) -> ModelSpec
     )
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Path]) -> Path:
+    """What `make(empty folder)` gave, once for all workers of pytest-xdist: the others wait for the first."""
+    base = factory.getbasetemp()
+    if base.name.startswith("popen-"):  # of one worker; the folder above is of the whole run
+        base = base.parent
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = base / f"{name}.made"
+        if not made.is_file():
+            shutil.rmtree(base / name, ignore_errors=True)  # of a worker whose making failed
+            (base / name).mkdir()
+            made.write_text(str(make(base / name)), encoding="utf-8")
+        return Path(made.read_text(encoding="utf-8"))
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with the model "tiny": random weights given as a user's own, 40 random images."""
-    models = tmp_path_factory.mktemp("models")
-    folder = models / "tiny"
-    folder.mkdir()
-    torch.manual_seed(0)
-    write_safetensors(folder / "model.safetensors", build(tiny_spec), dtype=torch.float32)
-    write_spec(folder, dataclasses.replace(tiny_spec, provenance=Provenance(source="user", origin="test")))
-    (folder / "labels.txt").write_text("".join(f"label {i}\n" for i in range(tiny_spec.num_classes)))
-    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
-    write_calibration(folder / "calibration.npz", images)
-    return models
+
+    def make(models: Path) -> Path:
+        folder = models / "tiny"
+        folder.mkdir()
+        torch.manual_seed(0)
+        write_safetensors(folder / "model.safetensors", build(tiny_spec), dtype=torch.float32)
+        write_spec(folder, dataclasses.replace(tiny_spec, provenance=Provenance(source="user", origin="test")))
+        (folder / "labels.txt").write_text("".join(f"label {i}\n" for i in range(tiny_spec.num_classes)))
+        images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+        write_calibration(folder / "calibration.npz", images)
+        return models
+
+    return made_once(tmp_path_factory, "models", make)
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of "tiny" with FP16. Shared and so read-only: a test that changes files copies the folder first."""
-    output = tmp_path_factory.mktemp("exported")
-    export_bundle(ExportRequest(model="tiny", models=tiny_models, output=output, fp16=True))
-    return output / "tiny"
+
+    def make(output: Path) -> Path:
+        return Path(export_bundle(ExportRequest(model="tiny", models=tiny_models, output=output, fp16=True)).folder)
+
+    return made_once(tmp_path_factory, "exported", make)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -163,9 +189,13 @@ def photos() -> np.ndarray:
 @pytest.fixture(scope="session")
 def photo_models(tiny_models: Path, photos: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_models` with images that INT8 may be calibrated on: those of the other are random, and refused for that."""
-    models = Path(shutil.copytree(tiny_models, tmp_path_factory.mktemp("photo") / "models"))
-    write_calibration(models / "tiny" / "calibration.npz", photos)
-    return models
+
+    def make(folder: Path) -> Path:
+        models = Path(shutil.copytree(tiny_models, folder / "models"))
+        write_calibration(models / "tiny" / "calibration.npz", photos)
+        return models
+
+    return made_once(tmp_path_factory, "photo", make)
 
 
 def set_int8_speed(patch: pytest.MonkeyPatch, speed: float) -> None:
@@ -195,25 +225,32 @@ def int8_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_int8_bundle(photo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of "tiny" with FP16 and INT8. Shared and so read-only."""
-    output = tmp_path_factory.mktemp("quantised")
-    request = ExportRequest(
-        model="tiny", models=photo_models, output=output, fp16=True, int8=Int8Request(calibration="minmax")
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        set_int8_speed(patch, 1.5)
-        return Path(export_bundle(request).folder)
+
+    def make(output: Path) -> Path:
+        request = ExportRequest(
+            model="tiny", models=photo_models, output=output, fp16=True, int8=Int8Request(calibration="minmax")
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            set_int8_speed(patch, 1.5)
+            return Path(export_bundle(request).folder)
+
+    return made_once(tmp_path_factory, "quantised", make)
 
 
 @pytest.fixture(scope="session")
 def tiny_also_bundle(photo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of "tiny" with INT8 and every further form. Shared and so read-only."""
-    request = ExportRequest(
-        model="tiny", models=photo_models, output=tmp_path_factory.mktemp("also"), also=("pt2", "ort", "opt"),
-        int8=Int8Request(calibration="minmax"),
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        set_int8_speed(patch, 1.5)
-        return Path(export_bundle(request).folder)
+
+    def make(output: Path) -> Path:
+        request = ExportRequest(
+            model="tiny", models=photo_models, output=output, also=("pt2", "ort", "opt"),
+            int8=Int8Request(calibration="minmax"),
+        )  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            set_int8_speed(patch, 1.5)
+            return Path(export_bundle(request).folder)
+
+    return made_once(tmp_path_factory, "also", make)
 
 
 @pytest.fixture(scope="session")
@@ -222,14 +259,57 @@ def tiny_u8_bundle(photo_models: Path, photos: np.ndarray, tmp_path_factory: pyt
 
     Made with pictures in colour: of a grey one every channel order is right. Shared and so read-only.
     """
-    pictures, output = tmp_path_factory.mktemp("colour"), tmp_path_factory.mktemp("u8")
-    for i in range(24):
-        Image.fromarray(np.stack([photos[i], photos[i + 24], photos[i + 48]], axis=-1)).save(pictures / f"{i:02}.png")
-    request = ExportRequest(
-        model="tiny", models=photo_models, output=output, calibration=pictures, fp16=True,
-        int8=Int8Request(calibration="minmax"), frontend=Frontend(channel_order="bgr", top_k=3),
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        set_int8_speed(patch, 1.5)
-        patch.setattr(simplify, "_CHILD", ["false"])
-        return Path(export_bundle(request).folder)
+
+    def make(folder: Path) -> Path:
+        pictures = folder / "colour"
+        pictures.mkdir()
+        for i in range(24):
+            picture = np.stack([photos[i], photos[i + 24], photos[i + 48]], axis=-1)
+            Image.fromarray(picture).save(pictures / f"{i:02}.png")
+        request = ExportRequest(
+            model="tiny", models=photo_models, output=folder / "exported", calibration=pictures, fp16=True,
+            int8=Int8Request(calibration="minmax"), frontend=Frontend(channel_order="bgr", top_k=3),
+        )  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            set_int8_speed(patch, 1.5)
+            patch.setattr(simplify, "_CHILD", ["false"])
+            return Path(export_bundle(request).folder)
+
+    return made_once(tmp_path_factory, "u8", make)
+
+
+class SessionHere:
+    """What `reference.Worker` does, in this process: a session of the same runtime, opened and run."""
+
+    def __init__(self, runtime: str, request: SessionRequest, *, time_limit_s: float) -> None:
+        self._runtime, self._request = all_runtimes()[runtime], request
+        self._sessions: list[Session] = []
+
+    def __enter__(self) -> SessionHere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sessions.clear()
+
+    def wait_opened(self) -> None:
+        self._sessions.append(self._told(lambda: self._runtime.open(self._request)))
+
+    def run(self, feeds: Feeds) -> Outputs:
+        return self._told(lambda: self._sessions[0].run(feeds))
+
+    def _told(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except CspDeployError:
+            raise
+        except Exception as error:  # an engine's own, told as by a worker
+            raise EngineError(str(error).split("\n")[0]) from error
+
+
+@pytest.fixture
+def references_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """References of ONNX files are computed in this process: each process of an engine takes seconds to start.
+
+    For files that run. What an engine that dies does to the parent is the matter of tests that do without this.
+    """
+    monkeypatch.setattr(reference, "Worker", SessionHere)

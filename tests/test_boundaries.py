@@ -11,39 +11,17 @@ from pathlib import Path
 import pytest
 
 import cspdeploy
+from tests.without import WITHOUT
 
 ROOT = Path(cspdeploy.__file__).parents[1]
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "safetensors")
 ENGINES = ("torch", "onnx", "onnxruntime", "numpy")
 
-# As if not installed: the finder of installed packages does not know them.
-BLOCK = """
-import sys
-from importlib.machinery import PathFinder
-
-blocked = {blocked!r}
-
-class Without(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in blocked else super().find_spec(name, path, target)
-
-sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
-for name in blocked:
-    try:
-        __import__(name)
-    except ModuleNotFoundError:
-        continue
-    raise SystemExit(f"{{name}} is not blocked")
-"""
-
 
 def _python(code: str, *arguments: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", BLOCK.format(blocked=blocked) + code, *arguments], env=environment, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+    words = [sys.executable, "-c", WITHOUT.format(blocked=blocked) + code, *arguments]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
 
 PREDICT = """

@@ -126,9 +126,12 @@ def test_every_command_runs_in_order(
     for words in found:
         code = main(words[1:]) if words[0] == "cspdeploy" else run_python(words[1:])
         assert code == 0, f"{shlex.join(words)}: {capsys.readouterr().err}"
-    for block in blocks("python"):
-        shown = subprocess.run([sys.executable, "-c", block], check=True, capture_output=True, text=True).stdout
-        assert shown == "Ankle boot\n"
+    classifies, detects = (
+        subprocess.run([sys.executable, "-c", block], check=True, capture_output=True, text=True).stdout
+        for block in blocks("python")
+    )
+    assert classifies == "Ankle boot\n"
+    assert all(len([float(value) for value in line.split(" ", 5)[:5]]) == 5 for line in detects.splitlines())
 
 
 def test_table_of_networks_names_those_of_the_registry() -> None:

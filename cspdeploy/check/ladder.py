@@ -12,6 +12,7 @@ from cspdeploy.check.regression import compare_bundles, require_comparable
 from cspdeploy.check.settings import DEFAULT_TIME_LIMIT_S, Progress, VerifySettings
 from cspdeploy.check.subject import Subject, bundle_subjects
 from cspdeploy.check.subject_check import PREPROCESS, SubjectCheck
+from cspdeploy.core.detection.labelled import LabelledBoxes
 from cspdeploy.core.env import describe_environment
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.sizes import base_kind
@@ -124,6 +125,16 @@ def _require_usable(subject: Subject, settings: VerifySettings) -> None:
             f"--accuracy {data.name}: {subject.name} is no bundle, so that nothing says how its inputs are made",
             fix="cspdeploy export FILE.onnx --preprocess ...",
         )
+    if isinstance(data, LabelledBoxes):
+        if subject.task != "detect":
+            raise InputError(
+                f"--accuracy {data.name}: has boxes, and {subject.name} gives none", fix="give a folder for each class"
+            )
+        data.in_order_of(subject.labels)
+        return
+    if subject.task == "detect":
+        raise InputError(f"--accuracy {data.name}: has a class for each image, expected boxes",
+                         fix="give COCO json, YOLO txt or VOC xml")  # fmt: skip
     if subject.task != "classify":
         raise InputError(
             f"--accuracy {data.name}: {subject.name} gives {', '.join(subject.outputs_fp64)}, not classes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -12,15 +13,17 @@ from pathlib import Path
 from cspdeploy.check.frontend_rows import network_outputs, on_images
 from cspdeploy.check.latency import measure_latency
 from cspdeploy.check.opening import CheckedSession, start_session
+from cspdeploy.check.regression_boxes import compare_boxes, suppression_of
 from cspdeploy.check.rung_check import run_all
 from cspdeploy.check.rungs import Rung, list_rungs
 from cspdeploy.check.settings import Progress, VerifySettings
 from cspdeploy.check.subject import ORIGINAL, Subject, bundle_subjects
+from cspdeploy.check.without_plugin import without_plugins
 from cspdeploy.core.catalog import ACCURACY_BUDGET, EAGER
 from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.metrics import relative_l2, top_k
 from cspdeploy.core.preprocess import preprocess
-from cspdeploy.core.sizes import Size, base_kind, size_of
+from cspdeploy.core.sizes import Size, base_kind, size_label, size_of
 from cspdeploy.core.types import ParityRow, Regression
 from cspdeploy.runtimes.base import Outputs
 
@@ -38,14 +41,9 @@ Key = tuple[str, str]
 
 
 def compare_bundles(
-    old: Path,
-    new: Path,
-    *,
-    old_rows: Iterable[ParityRow],
-    new_rows: Iterable[ParityRow],
-    settings: VerifySettings,
+    old: Path, new: Path, *, old_rows: Iterable[ParityRow], new_rows: Iterable[ParityRow], settings: VerifySettings,
     progress: Progress = lambda what, done, total: None,
-) -> tuple[Regression, ...]:
+) -> tuple[Regression, ...]:  # fmt: skip
     """Compare every artifact on every runtime of either bundle.
 
     Outputs are compared on the new bundle's golden images, each bundle preparing them by its own contract. They are
@@ -62,15 +60,19 @@ def compare_bundles(
     """
     before, after = require_comparable(old, new)
     then, now = _by_key(old_rows, before), _by_key(new_rows, after)
-    pairs = {size: _Pair(before[size], after[size], settings) for size in after if size in before}
     keys = list(dict.fromkeys([*now, *then]))
     found = []
-    for done, key in enumerate(keys):
-        progress(f"against {old.name}: {key[0]} on {key[1]}", done, len(keys))
-        if key in then and key in now:
-            found.append(pairs[size_of(key[0])].compare(key, then[key], now[key]))
-        else:
-            found.append(_only_one(key, then.get(key), now.get(key)))
+    with tempfile.TemporaryDirectory(prefix="cspdeploy-") as copies:
+        pairs = {
+            size: _Pair(before[size], after[size], settings, folder=Path(copies) / (size_label(size) or "first"))
+            for size in after if size in before
+        }  # fmt: skip
+        for done, key in enumerate(keys):
+            progress(f"against {old.name}: {key[0]} on {key[1]}", done, len(keys))
+            if key in then and key in now:
+                found.append(pairs[size_of(key[0])].compare(key, then[key], now[key]))
+            else:
+                found.append(_only_one(key, then.get(key), now.get(key)))
     return tuple(found)
 
 
@@ -152,9 +154,9 @@ class _Judgement:
 
 
 class _Pair:
-    """Two bundles at one size, their inputs ready."""
+    """Two bundles at one size, their inputs ready. `folder`: for copies of files that no engine reads whole."""
 
-    def __init__(self, old: Subject, new: Subject, settings: VerifySettings) -> None:
+    def __init__(self, old: Subject, new: Subject, settings: VerifySettings, *, folder: Path) -> None:
         self._settings = settings
         self._classes = new.task == "classify"
         self._same_weights = self._other_contract = False
@@ -168,6 +170,9 @@ class _Pair:
                 x_NCHW = preprocess(list(new.golden.images), old_spec.preprocess)
         if new.golden is not None:
             old = on_images(old, new.golden.images, x_NCHW)
+        old, new = without_plugins(old, folder / "old"), without_plugins(new, folder / "new")
+        self._untrained = old.untrained or new.untrained
+        self._other_rule = suppression_of(old) != suppression_of(new)
         self._subjects = (old, new)
         self._rungs = [
             {
@@ -197,8 +202,8 @@ class _Pair:
         try:
             for session in sessions:
                 session.wait()
-            found = self._compare_outputs(found, rungs, sessions)
-            self._judge_outputs(found, then, now, judgement)
+            found, boxes = self._compare_outputs(found, rungs, sessions)
+            self._judge_outputs(found, then, now, judgement, boxes=boxes)
             if self._settings.latency is not None and rungs[1].runtime.timed:
                 found = self._time(found, rungs, sessions, judgement)
         except Exception as error:  # an engine may raise anything; the other pairs must still be compared
@@ -209,15 +214,22 @@ class _Pair:
                 session.close()
         return found
 
-    def _compare_outputs(self, found: Regression, rungs: list[Rung], sessions: list[CheckedSession]) -> Regression:
+    def _compare_outputs(
+        self, found: Regression, rungs: list[Rung], sessions: list[CheckedSession]
+    ) -> tuple[Regression, str]:
+        """The figures, and of a detector why its boxes are not those of the old one."""
         expected, got = (
             network_outputs(run_all(session, subject, rung.candidate), rung.candidate)
             for session, subject, rung in zip(sessions, self._subjects, rungs, strict=True)
         )
+        old, new = ((subject, rung.candidate) for subject, rung in zip(self._subjects, rungs, strict=True))
+        change = compare_boxes(got, expected, new=new, old=old)
+        if change is not None:
+            return dataclasses.replace(found, rel_l2=change.rel_l2, same_boxes=change.same_boxes), change.reason
         if [(name, array.shape) for name, array in got.items()] != [(name, a.shape) for name, a in expected.items()]:
-            return dataclasses.replace(found, rel_l2=math.inf)
+            return dataclasses.replace(found, rel_l2=math.inf), ""
         distance = max(relative_l2(got[name], expected[name]) for name in expected)
-        return dataclasses.replace(found, rel_l2=distance, top1_agreement=self._agreement(got, expected))
+        return dataclasses.replace(found, rel_l2=distance, top1_agreement=self._agreement(got, expected)), ""
 
     def _agreement(self, got: Outputs, expected: Outputs) -> float | None:
         name = next(iter(expected))
@@ -226,11 +238,17 @@ class _Pair:
         first = [top_k(outputs[name], 1)[:, 0] for outputs in (got, expected)]
         return float((first[0] == first[1]).mean())
 
-    def _judge_outputs(self, found: Regression, then: ParityRow, now: ParityRow, judgement: _Judgement) -> None:
+    def _judge_outputs(
+        self, found: Regression, then: ParityRow, now: ParityRow, judgement: _Judgement, *, boxes: str
+    ) -> None:
         if self._other_contract:
             judgement.remarks.append("other preprocessing: each prepared the images by its own; outputs are not judged")
         elif not self._same_weights:
             judgement.remarks.append("other weights: outputs are shown, not judged")
+        elif boxes and self._other_rule:
+            judgement.remarks.append("other thresholds of score or overlap: boxes are shown, not judged")
+        elif boxes and not self._untrained:
+            judgement.worse.append(f"of the same weights, {boxes}")
         elif found.rel_l2 is not None and then.limit is not None and now.limit is not None:
             # Each may be its own limit away from the same reference, and so both limits from the other.
             limit = then.limit + now.limit
@@ -273,6 +291,9 @@ def _judge_rows(then: ParityRow, now: ParityRow, judgement: _Judgement, *, accur
     if then.top1 is not None and now.top1 is not None:
         text = f"top-1 {100 * now.top1:.2f} %, was {100 * then.top1:.2f} %"
         judgement.weigh(then.top1 - now.top1, budget=accuracy_budget, text=text)
+    if then.map50 is not None and now.map50 is not None:
+        text = f"mAP50 {100 * now.map50:.2f} %, was {100 * then.map50:.2f} %"
+        judgement.weigh(then.map50 - now.map50, budget=accuracy_budget, text=text)
     if then.num_bytes and now.num_bytes:
         growth = now.num_bytes / then.num_bytes - 1
         text = f"{now.num_bytes:,} bytes, was {then.num_bytes:,} ({100 * growth:+.1f} %)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cspdeploy.check.accuracy import measure_accuracy
+from cspdeploy.check.accuracy import measure_accuracy, measure_boxes
 from cspdeploy.check.audit import INT8_WEIGHTS, audit_onnx
+from cspdeploy.check.detector_check import compare_detector
 from cspdeploy.check.frontend_rows import network_outputs, pixels_of, with_pixels
 from cspdeploy.check.opening import CheckedSession
 from cspdeploy.check.phases import Phases
@@ -25,6 +26,8 @@ from cspdeploy.check.worker import WorkerCrashedError, WorkerHungError
 from cspdeploy.core.catalog import ACCURACY_BUDGET, ARTIFACT_KINDS
 from cspdeploy.core.compare import compare_outputs
 from cspdeploy.core.datasets import LabelledImages
+from cspdeploy.core.detection.decisions import detector_limits
+from cspdeploy.core.detection.labelled import LabelledBoxes
 from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.graph_images import check_top_k
 from cspdeploy.core.metrics import relative_l2
@@ -32,7 +35,7 @@ from cspdeploy.core.onnx_graph import read_onnx
 from cspdeploy.core.quantised import count_quantised
 from cspdeploy.core.sizes import base_kind
 from cspdeploy.core.tolerance import allowed_flips, limits_for
-from cspdeploy.core.types import ParityRow, PrecisionAudit, Verdict
+from cspdeploy.core.types import Limit, ParityRow, PrecisionAudit, Verdict
 from cspdeploy.runtimes.base import Outputs
 
 __all__ = ["RungCheck", "failed_row", "run_all"]
@@ -126,6 +129,8 @@ class RungCheck:
             )  # fmt: skip
             limits = with_pixels(limits, made)
             own = network_outputs(outputs, made)
+            if subject.manifest is not None and subject.manifest.spec.detection is not None:
+                return self._compare_boxes(row, made, own, limits)
             judged = subject.task == "classify" and not subject.synthetic
             found = compare_outputs(
                 own, names=made.network_names, reference=subject.outputs_fp64, limits=limits,
@@ -145,6 +150,21 @@ class RungCheck:
             decisions=found.decisions, error_histogram=found.error_histogram, num_images=subject.num_inputs,
         )  # fmt: skip
 
+    def _compare_boxes(self, row: ParityRow, made: Candidate, own: Outputs, limits: Mapping[str, Limit]) -> ParityRow:
+        subject = self.subject
+        detection = subject.manifest.spec.detection if subject.manifest is not None else None
+        if detection is None:
+            return row
+        limits = detector_limits(limits, made.precision)
+        found = compare_detector(own, subject=subject, made=made, detection=detection, limits=limits)
+        return dataclasses.replace(
+            row, verdict=found.verdict, reason=found.reason, rel_l2=found.rel_l2, max_abs=found.max_abs,
+            limit=found.limit, limits=() if found.rel_l2 is None else tuple(limits.values()), sqnr_db=found.sqnr_db,
+            error_histogram=found.error_histogram, num_images=subject.num_inputs, box_recall=found.box_recall,
+            box_precision=found.box_precision, num_boxes=found.num_boxes, boxes=found.boxes,
+            note="; ".join(filter(None, (row.note, found.note))),
+        )  # fmt: skip
+
     def _audit(self, row: ParityRow, made: Candidate) -> ParityRow:
         """What the file is; the same on every runtime, so looked at once."""
         if made.artifact not in self._audits:
@@ -161,7 +181,9 @@ class RungCheck:
         reason = f"{audit.problem}; besides: {row.reason}" if row.failed else audit.problem
         return dataclasses.replace(row, verdict="precision", reason=reason)
 
-    def _measure_accuracy(self, row: ParityRow, rung: Rung, session: CheckedSession, data: LabelledImages) -> ParityRow:
+    def _measure_accuracy(
+        self, row: ParityRow, rung: Rung, session: CheckedSession, data: LabelledImages | LabelledBoxes
+    ) -> ParityRow:
         manifest = self.subject.manifest
         if manifest is None:
             return row
@@ -171,14 +193,19 @@ class RungCheck:
             return dataclasses.replace(row, note=note)
         name = next(iter(self.subject.feeds))
 
-        def compute(inputs: npt.NDArray[Any]) -> npt.NDArray[np.generic]:
+        def outputs_of(inputs: npt.NDArray[Any]) -> Outputs:
             fed = made if made.frontend is None else dataclasses.replace(made, pixels=inputs)
             images = dataclasses.replace(self.subject, feeds={name: inputs})
-            return network_outputs(run_all(session, images, fed), made)[made.network_names[0]]
+            return network_outputs(run_all(session, images, fed), made)
+
+        def compute(inputs: npt.NDArray[Any]) -> npt.NDArray[np.generic]:
+            return outputs_of(inputs)[made.network_names[0]]
 
         def progress(done: int, total: int) -> None:
             self.progress(f"accuracy of {made.artifact} on {rung.runtime.name}", done, total)
 
+        if isinstance(data, LabelledBoxes):
+            return self._measure_boxes(row, made, outputs_of, data, progress)
         found = measure_accuracy(compute, data, manifest.spec.preprocess, prepare=pixels_of(made), progress=progress)
         row = dataclasses.replace(row, top1=found.top1, top5=found.top5, accuracy_images=found.num_images)
         recorded = manifest.spec.provenance.accuracy
@@ -190,6 +217,32 @@ class RungCheck:
             return row
         reason = f"top-1 {100 * found.top1:.2f} %, recorded {100 * recorded.top1:.2f} %, budget {100 * budget:g} points"
         return dataclasses.replace(row, verdict="accuracy", reason=reason)
+
+    def _measure_boxes(
+        self, row: ParityRow, made: Candidate, compute: Callable[[npt.NDArray[Any]], Outputs], data: LabelledBoxes,
+        progress: Callable[[int, int], None],
+    ) -> ParityRow:  # fmt: skip
+        manifest = self.subject.manifest
+        if manifest is None or manifest.spec.detection is None:
+            return row
+        decode = made.decode or manifest.spec.detection.network_decode
+        ordered = data.in_order_of(self.subject.labels)
+        found = measure_boxes(compute, ordered, manifest, decode=decode, prepare=pixels_of(made), progress=progress)
+        row = dataclasses.replace(row, map50=found.map50, map=found.map, accuracy_images=found.num_images)
+        if decode == "nms":
+            rule = manifest.spec.detection.suppression
+            words = f"mAP with the thresholds of the graph: score {rule.score_threshold:g}, IoU {rule.iou_threshold:g}"
+            row = dataclasses.replace(row, note="; ".join(filter(None, (row.note, words))))
+        recorded = manifest.spec.provenance.accuracy
+        if recorded is None or recorded.map50 is None or found.map50 is None:
+            return row
+        if (recorded.dataset, recorded.num_images) != (found.dataset, found.num_images):
+            return row
+        budget, gap = ACCURACY_BUDGET[made.precision], abs(found.map50 - recorded.map50)
+        if decode == "nms" or gap < budget or math.isclose(gap, budget):  # other thresholds give another curve
+            return row
+        figures = f"mAP50 {100 * found.map50:.2f} %, recorded {100 * recorded.map50:.2f} %"
+        return dataclasses.replace(row, verdict="accuracy", reason=f"{figures}, budget {100 * budget:g} points")
 
     def close(self) -> None:
         """Wait for what still runs."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cspdeploy.check.latency import LatencySettings
 from cspdeploy.core.datasets import LabelledImages
+from cspdeploy.core.detection.labelled import LabelledBoxes
 from cspdeploy.core.tolerance import ALL_ARTIFACTS
 
 __all__ = ["DEFAULT_TIME_LIMIT_S", "VERIFY_WALL_SECONDS", "Progress", "VerifySettings"]
@@ -31,7 +32,7 @@ class VerifySettings:
     Attributes:
         runtimes: names; empty for all that are here.
         latency: None: parity alone, without cold start and memory.
-        accuracy: labelled images to measure, or None.
+        accuracy: labelled images to measure, with a class or with boxes each, or None.
         tolerances: relative L2 by artifact, in place of the models' limits; `ALL_ARTIFACTS` for all others.
         strict_placement: a node on another provider than the one asked for, or a copy between devices, fails its row.
         audit: read from each ONNX file in which precision it really computes; a file that is not what it is listed as
@@ -45,7 +46,7 @@ class VerifySettings:
     latency: LatencySettings | None = field(
         default_factory=lambda: LatencySettings(max_wall_seconds=VERIFY_WALL_SECONDS)
     )
-    accuracy: LabelledImages | None = None
+    accuracy: LabelledImages | LabelledBoxes | None = None
     tolerances: Mapping[str, float] = field(default_factory=dict)
     strict_placement: bool = False
     audit: bool = True

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cspdeploy.core.bundle import check_hashes, file_sha256, read_manifest
 from cspdeploy.core.catalog import CLASSES_OUTPUT, EAGER, PROBABILITIES_OUTPUT
+from cspdeploy.core.detection.spec import Decode
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import Golden, read_golden
 from cspdeploy.core.graph_images import pixel_change, pixels_for
@@ -58,6 +59,9 @@ class Candidate:
         num_quantised: tensors in 8 bits, of a file that does not tell by itself.
         machine: that an engine has optimised the file for; empty: any.
         pixel_change: relative L2 that a resize of its own may move the outputs by, as measured at export.
+        decode: of a detector, the contract of its outputs.
+        cut: what lies in front of a plugin, boxes and scores under the names that they have in the file.
+        plugin_fault: what is wrong with the plugin that was cut off, or empty.
     """
 
     artifact: str
@@ -76,6 +80,9 @@ class Candidate:
     num_quantised: int = 0
     pixel_change: float = 0.0
     machine: str = ""
+    decode: Decode | None = None
+    cut: bool = False
+    plugin_fault: str = ""
 
     @property
     def network_names(self) -> tuple[str, ...]:
@@ -243,7 +250,7 @@ def _candidate(folder: Path, artifact: Artifact) -> Candidate:
         output_dtypes=tuple(value.dtype for value in artifact.outputs), inputs=artifact.inputs,
         batch=batch if isinstance(batch, int) else None, frontend=artifact.frontend,
         pixel_change=pixel_change(artifact), num_quantised=recorded_quantised(artifact),
-        machine=artifact.machine,
+        machine=artifact.machine, decode=artifact.decode,
     )  # fmt: skip
 
 
@@ -252,8 +259,12 @@ def _eager(folder: Path, manifest: Manifest) -> Candidate:
     return Candidate(
         artifact=EAGER, format=EAGER, precision="fp32", path=weights or folder,
         num_bytes=weights.stat().st_size if weights else 0, output_names=manifest.spec.outputs, batch=None,
-        spec=manifest.spec, absent="" if weights else _why_absent(manifest),
+        spec=manifest.spec, decode=_network_decode(manifest.spec), absent="" if weights else _why_absent(manifest),
     )  # fmt: skip
+
+
+def _network_decode(spec: ModelSpec) -> Decode | None:
+    return spec.detection.network_decode if spec.detection is not None else None
 
 
 def _original(folder: Path, manifest: Manifest) -> Candidate:

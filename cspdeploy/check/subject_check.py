@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 from cspdeploy.check.burst import Burst
 from cspdeploy.check.frontend_rows import frontend_row
@@ -15,6 +17,7 @@ from cspdeploy.check.rung_check import RungCheck, failed_row
 from cspdeploy.check.rungs import Rung, list_rungs
 from cspdeploy.check.settings import Progress, VerifySettings
 from cspdeploy.check.subject import Subject
+from cspdeploy.check.without_plugin import PLUGIN_NOTE, without_plugins
 from cspdeploy.core.env import other_machine
 from cspdeploy.core.errors import CspDeployError, RuntimeUnavailableError
 from cspdeploy.core.metrics import max_abs_difference
@@ -39,6 +42,11 @@ class SubjectCheck:
 
     def rows(self) -> list[ParityRow]:
         """A row for the preprocessing, and one for each rung."""
+        with tempfile.TemporaryDirectory(prefix="cspdeploy-") as copies:
+            self._subject = self._judge.subject = without_plugins(self._subject, Path(copies))
+            return self._rows()
+
+    def _rows(self) -> list[ParityRow]:
         rungs = list_rungs(self._subject, runtimes=list(self._settings.runtimes))
         known = [made.artifact for made in self._subject.candidates]
         require_known(self._settings.tolerances, [*known, *self._subject.siblings])
@@ -171,4 +179,5 @@ def _with_timing(row: ParityRow, timing: Timing) -> ParityRow:
 def _note(rung: Rung) -> str:
     """What to know of a row before it is read."""
     made = rung.candidate
-    return "; ".join(filter(None, (rung.runtime.notes.get(made.precision, ""), other_machine(made.machine))))
+    plugin = PLUGIN_NOTE if made.cut else ""
+    return "; ".join(filter(None, (rung.runtime.notes.get(made.precision, ""), other_machine(made.machine), plugin)))

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from cspdeploy import __version__
-from cspdeploy.cli import bench, blame, build, check, compare, fetch, info, lint, package, reproduce
+from cspdeploy.cli import bench, blame, build, check, compare, fetch, info, lint, package, reproduce, train
 from cspdeploy.cli.render import print_error
 from cspdeploy.core.errors import EXIT_INTERRUPTED, EXIT_NO_ENGINE, EXIT_OK, EXIT_USAGE, CspDeployError
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None,
     help="From the weights of a CSPNet-family model to TorchScript and ONNX files that are proven and timed.",
 )  # fmt: skip
-for module in (build, fetch, check, bench, blame, lint, compare, reproduce, package, info):
+for module in (build, train, fetch, check, bench, blame, lint, compare, reproduce, package, info):
     module.register(app)
 
 

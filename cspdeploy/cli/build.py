@@ -1,35 +1,33 @@
-"""Commands that make things: train, export."""
+"""`cspdeploy export`."""
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cspdeploy.cli import decode_options as box_options
 from cspdeploy.cli import frontend_options as image_options
 from cspdeploy.cli import int8_options as options
 from cspdeploy.cli.check import finish_verify
-from cspdeploy.cli.qat import fine_tune, require_own_size, require_plain
 from cspdeploy.cli.render import print_error, print_json, print_renderable, progress_bar
 from cspdeploy.cli.sections import SectionedCommand
-from cspdeploy.core.errors import EXIT_CHECK_FAILED, EXIT_OK, InputError, InterruptedRunError
+from cspdeploy.core.errors import EXIT_CHECK_FAILED, EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from cspdeploy.pipeline.recipe import ExportReport
 
-__all__ = ["register"]
+__all__ = ["Json", "Models", "parse_size", "parse_sizes", "register"]
 
 Models = Annotated[Path, typer.Option("--models", help="Folder of model folders.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the root."""
+    """Add the command to the root."""
     app.command(cls=SectionedCommand)(export)
-    app.command()(train)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -159,6 +157,10 @@ def export(
     bgr: image_options.Bgr = False,
     embed_resize: image_options.EmbedResize = False,
     embed_topk: image_options.EmbedTopK = None,
+    decode: box_options.DecodeContract = None,
+    score_threshold: box_options.ScoreThreshold = None,
+    iou_threshold: box_options.IouThreshold = None,
+    max_detections: box_options.MaxDetections = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder that the bundle goes into.")] = Path(
         "exported"
     ),
@@ -175,6 +177,8 @@ def export(
     frontend = image_options.frontend_request(
         preprocess=embed_preprocess, bgr=bgr, resize=embed_resize, top_k=embed_topk
     )
+    contract = box_options.parse_decode(decode)
+    suppression = box_options.suppression_request(score=score_threshold, iou=iou_threshold, detections=max_detections)
     from cspdeploy.pipeline.also_step import parse_also
     from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 
@@ -182,7 +186,7 @@ def export(
     request = ExportRequest(
         model=model, models=models, output=output, weights=weights, names=names, calibration=calib,
         size_px=sizes[0] if sizes else None, further_sizes_px=sizes[1:], preprocess=preprocess, features=features,
-        strides=parse_strides(strides), fp16=fp16,
+        strides=parse_strides(strides), decode=contract, suppression=suppression, fp16=fp16,
         int8=quantised, opset=opset, dynamic_batch=dynamic_batch, target=target, frontend=frontend,
         also=parse_also(also or ()),
     )  # fmt: skip
@@ -209,7 +213,9 @@ def _finish_export(report: ExportReport, *, verify: bool, json_: bool) -> int:
 
 
 def _tell_refusal(report: ExportReport, *, required: bool) -> int:
-    """Say last of all which files were asked for and are not there; exit 1 where an INT8 file had to be."""
+    """Say last of all what was assumed, and which files are not there; exit 1 where an INT8 file had to be."""
+    if report.assumed_anchors:
+        sys.stderr.write(f"warning: {report.assumed_anchors}\n")
     if report.refused_frontend:
         sys.stderr.write(f"warning: {report.refused_frontend}\n")
     if not report.refused_int8:
@@ -221,88 +227,4 @@ def _tell_refusal(report: ExportReport, *, required: bool) -> int:
         )
         return EXIT_CHECK_FAILED
     sys.stderr.write(f"warning: {report.refused_int8}\n")
-    return EXIT_OK
-
-
-def train(
-    *,
-    model: Annotated[str, typer.Argument(help="A network of 'cspdeploy list'; with --qat, a trained model.")],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            help="fashion-mnist, or a folder with one folder per class. With --qat, by default what it was trained on.",
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Passes over the training images. [default: 14; --qat: 4]")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=2, help="Images a step. [default: 128; --qat: 64]")
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--learning-rate", min=1e-6,
-            help="Peak of the one-cycle schedule; with --qat in steps of a weight. [default: 0.1; --qat: 0.002]",
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", min=16, max=1024, help="Side of the input in pixels; the data set's own by default."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of weights, order and augmentation.")] = 0,
-    qat: Annotated[
-        bool, typer.Option("--qat", help="Fine-tune a trained model for INT8; its float weights stay as they are.")
-    ] = False,
-    epoch_steps: Annotated[
-        int | None, typer.Option("--epoch-steps", min=1, help="With --qat: steps of an epoch, at most. [default: 250]")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", help="With --qat: as of export; this machine's ONNX Runtime by default.")
-    ] = None,
-    calib: Annotated[
-        Path | None,
-        typer.Option("--calib", help="With --qat: images to choose ranges on; the model's own by default."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished epoch.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model folder of that name; with --qat, its fine-tuned plan.")
-    ] = False,
-    models: Models = Path("models"),
-    json_: Json = False,
-) -> int:  # fmt: skip
-    """Train a network and write models/<name>/: weights, description, labels, calibration images, curve."""
-    command = shlex.join(["cspdeploy", *(word for word in sys.argv[1:] if word not in ("--resume", "--overwrite"))])
-    given = {"epochs": epochs, "batch": batch, "max_learning_rate": learning_rate}
-    recipe: dict[str, Any] = {name: value for name, value in given.items() if value is not None} | {"seed": seed}
-    tuning = {"--epoch-steps": epoch_steps, "--target": target, "--calib": calib}
-    try:
-        if qat:
-            require_own_size(size)
-            return fine_tune(
-                model, models=models, data=data, calibration=calib, target=target, command=command, resume=resume,
-                overwrite=overwrite, recipe=recipe, epoch_steps=epoch_steps, json_=json_,
-            )  # fmt: skip
-        data = require_plain(data, tuning)
-        from cspdeploy.train.job import train_model
-        from cspdeploy.train.loop import Recipe
-
-        with progress_bar("train") as progress:
-            report = train_model(
-                model, data=data, models=models, recipe=Recipe(**recipe), size_px=size, command=command, resume=resume,
-                overwrite=overwrite, progress=progress,
-            )  # fmt: skip
-    except KeyboardInterrupt as error:
-        kept = any(models.glob(".*.run/checkpoint.pt"))
-        message = "interrupted; finished epochs are kept" if kept else "interrupted before the first epoch was finished"
-        raise InterruptedRunError(message, fix=f"{command} --resume" if kept else command) from error
-    if json_:
-        print_json(report)
-    else:
-        accuracy = report.accuracy
-        print_renderable(
-            f"{report.folder}: top-1 {100 * accuracy.top1:.2f} %, top-5 {100 * accuracy.top5:.2f} % "
-            f"on {accuracy.num_images} images of {accuracy.dataset}"
-        )
     return EXIT_OK

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from cspdeploy.check.latency import LatencySettings
     from cspdeploy.check.settings import Progress, VerifySettings
     from cspdeploy.check.subject import Subject
+    from cspdeploy.core.datasets import LabelledImages
+    from cspdeploy.core.detection.labelled import LabelledBoxes
     from cspdeploy.core.types import VerifyReport
 
 __all__ = ["finish_verify", "register"]
@@ -54,7 +56,10 @@ def verify(
     ] = None,
     accuracy: Annotated[
         str | None,
-        typer.Option("--accuracy", help="Labelled images: fashion-mnist, or a folder with one folder per class."),
+        typer.Option(
+            "--accuracy",
+            help="Labelled images: fashion-mnist, or a folder for each class; boxes as COCO json, YOLO or VOC.",
+        ),
     ] = None,
     against: Annotated[
         Path | None,
@@ -89,19 +94,18 @@ def verify(
 ) -> int:
     """Prove every artifact against the original on every runtime that is here, and time it. Exit 1 if one fails."""
     from cspdeploy.check.settings import VerifySettings
-    from cspdeploy.core.datasets import open_dataset
     from cspdeploy.core.tolerance import parse_tolerances
 
-    settings = VerifySettings(
-        runtimes=tuple(runtime or ()), latency=_latency() if latency else None,
-        accuracy=open_dataset(accuracy, split="test") if accuracy else None,
-        tolerances=parse_tolerances(tolerance or []), strict_placement=strict_placement, time_limit_s=time_limit,
-    )  # fmt: skip
     if junit is not None:
         _require_writable(junit)
     require_finite("--time-limit", time_limit)
     files = [place for place in places or [] if is_onnx(place)]
     folders = _folders([place for place in places or [] if not is_onnx(place)], any_file=bool(files))
+    settings = VerifySettings(
+        runtimes=tuple(runtime or ()), latency=_latency() if latency else None,
+        accuracy=_labelled(accuracy, folders) if accuracy else None,
+        tolerances=parse_tolerances(tolerance or []), strict_placement=strict_placement, time_limit_s=time_limit,
+    )  # fmt: skip
     _require_sense(files, folders, against=against, images=images, preprocess=preprocess)
     old = _old_bundle(against, folders[0]) if against is not None and folders else None
     with progress_bar("verify") as progress:
@@ -114,6 +118,18 @@ def verify(
 
         code = _write(lambda: junit.write_text(junit_xml(report), encoding="utf-8"), code)
     return code
+
+
+def _labelled(name: str, folders: list[Path]) -> LabelledImages | LabelledBoxes:
+    """Boxes for a detector, else a class for each image: captions beside a classifier's images are no boxes."""
+    from cspdeploy.core.bundle import read_manifest
+    from cspdeploy.core.datasets import FASHION_MNIST, open_dataset
+    from cspdeploy.core.detection.labelled import find_labels, open_labelled
+
+    detects = any(read_manifest(folder).spec.task == "detect" for folder in folders)
+    # A json holds boxes, whoever asks for them, and a class for each image says more than that there are no boxes.
+    boxes = bool(find_labels(name)) if detects else Path(name).is_file()
+    return open_labelled(name, split="test") if name != FASHION_MNIST and boxes else open_dataset(name, split="test")
 
 
 def _require_writable(junit: Path) -> None:

@@ -55,9 +55,10 @@ MaxDrop = Annotated[
     str | None,
     typer.Option(
         "--max-drop",
-        metavar="POINTS|DB",
+        metavar="POINTS|DB|SHARE",
         rich_help_panel=_PANEL,
-        help="Budget: 0.1 (points of top-1 on --labelled) or 36dB (signal to noise of the outputs).",
+        help="Budget: 0.1 (points of top-1 on --labelled), 36dB (signal to noise of the outputs) or 3% (of boxes or "
+        "first classes that are not FP32's).",
     ),
 ]
 MaxLatency = Annotated[

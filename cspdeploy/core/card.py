@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cspdeploy.core.codec import from_json, to_json
+from cspdeploy.core.detection.spec import Decode, Detection
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.onnx_edit import with_metadata
 from cspdeploy.core.sizes import size_of, spec_at
@@ -38,6 +39,7 @@ class ModelCard:
         preprocess: from an image to the network's input; where there is a `frontend`, what the graph does of it itself.
         outputs: names, in the order of the file.
         tool: "cspdeploy 1.2.3", which wrote it.
+        detection: of a detector, how its outputs become boxes; `decode` is the contract of this file.
     """
 
     schema_version: int = CARD_SCHEMA_VERSION
@@ -50,6 +52,8 @@ class ModelCard:
     provenance: Provenance
     tool: str
     frontend: Frontend | None = None
+    detection: Detection | None = None
+    decode: Decode | None = None
 
     @property
     def summary(self) -> str:
@@ -70,6 +74,7 @@ def card_of(manifest: Manifest, artifact: Artifact, *, tool: str) -> ModelCard:
         model=spec.name, artifact=artifact.kind, task=spec.task, labels=manifest.labels,
         preprocess=spec.preprocess, outputs=tuple(value.name for value in artifact.outputs),
         provenance=spec.provenance, tool=tool, frontend=artifact.frontend,
+        detection=spec.detection, decode=artifact.decode,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cspdeploy.core.catalog import TIE_FACTOR
 from cspdeploy.core.metrics import error_histogram, max_abs_difference, relative_l2, softmax, sqnr_db, top_k
-from cspdeploy.core.types import ImageDecision, Limit, Verdict
+from cspdeploy.core.types import ImageBoxes, ImageDecision, Limit, Verdict
 
 __all__ = ["Comparison", "compare_outputs"]
 
@@ -41,6 +41,12 @@ class Comparison:
     top5_agreement: float | None = None
     decisions: tuple[ImageDecision, ...] = ()
     error_histogram: tuple[int, ...] = ()
+    box_recall: float | None = None
+    box_precision: float | None = None
+    num_boxes: int | None = None
+    boxes: tuple[ImageBoxes, ...] = ()
+    note: str = ""
+    """What was not compared, whatever the verdict."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

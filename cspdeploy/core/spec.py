@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cspdeploy.core.codec import JsonObject
+from cspdeploy.core.detection.spec import Detection
 
 __all__ = ["Accuracy", "ModelSpec", "NetworkSpec", "Preprocess", "Provenance", "Task"]
 
@@ -62,12 +63,17 @@ class NetworkSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Share of labelled images whose class is first (top1) or among the first five (top5), in [0, 1]."""
+    """Share of labelled images whose class is first (top1) or among the first five (top5), in [0, 1].
+
+    Of a detector: mean average precision at an overlap of 0.5 (map50) and over 0.5 to 0.95 (map); None for others.
+    """
 
     dataset: str
     num_images: int
-    top1: float
-    top5: float
+    top1: float = 0.0
+    top5: float = 0.0
+    map50: float | None = None
+    map: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +96,9 @@ class Provenance:
         return self.source == "random"
 
 
-Task = Literal["classify", "features", "detect"]
-"""What the outputs are: logits `[N, C]`; feature maps `[N, C, H / stride, W / stride]`, finest first; raw maps of
-detection heads."""
+Task = Literal["classify", "features", "detect", "segment"]
+"""What the outputs are: logits `[N, C]`; feature maps `[N, C, H / stride, W / stride]`, finest first; candidates of
+boxes, or the raw maps that they are made of; logits of each pixel `[N, C, H, W]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,8 @@ class ModelSpec:
     task: Task = "classify"
     outputs: tuple[str, ...] = ("logits",)
     """Names of the network's outputs, in their order."""
+    detection: Detection | None = None
+    """Of a detector, and of nothing else: how boxes come of its outputs."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):  # it names files and folders
@@ -118,3 +126,10 @@ class ModelSpec:
             raise ValueError(f"outputs: got {list(self.outputs)}, expected different names")
         if self.task == "classify" and len(self.outputs) != 1:
             raise ValueError(f"outputs: got {list(self.outputs)}, expected one for the task 'classify'")
+        if (self.detection is not None) != (self.task == "detect"):
+            raise ValueError(f"detection: expected for the task 'detect' and for no other, got task '{self.task}'")
+        if self.detection is not None and self.outputs != self.detection.network_outputs:
+            raise ValueError(
+                f"outputs: got {list(self.outputs)}, expected {list(self.detection.network_outputs)} with "
+                f"detection.decode '{self.detection.decode}'"
+            )

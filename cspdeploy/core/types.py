@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cspdeploy.core.detection.spec import Decode
 from cspdeploy.core.spec import ModelSpec
 
 __all__ = [
     "MANIFEST_SCHEMA_VERSION", "VERIFY_SCHEMA_VERSION", "Artifact", "ColdStart", "FileRecord", "Frontend",
-    "ImageDecision", "LayerCurve", "LayerError", "Limit", "Manifest", "MemoryUse", "ParityRow", "PlacedNode",
-    "PrecisionAudit", "Regression", "StepRecord", "TensorInfo", "Timing", "Verdict", "VerifyReport",
+    "ImageBoxes", "ImageDecision", "LayerCurve", "LayerError", "Limit", "Manifest", "MemoryUse", "ParityRow",
+    "PlacedNode", "PrecisionAudit", "Regression", "StepRecord", "TensorInfo", "Timing", "Verdict", "VerifyReport",
 ]  # fmt: skip
 
 MANIFEST_SCHEMA_VERSION = 3
@@ -83,6 +84,7 @@ class Artifact:
     Attributes:
         frontend: preprocessing in the graph, or None: the input is the float tensor of the contract.
         machine: processor and engine that a file with an engine's own optimisations is for; empty: any.
+        decode: of a detector, the contract of its outputs; None for anything else.
     """
 
     kind: str
@@ -97,6 +99,7 @@ class Artifact:
     steps: tuple[StepRecord, ...]
     frontend: Frontend | None = None
     machine: str = ""
+    decode: Decode | None = None
 
     def __post_init__(self) -> None:
         if len(self.inputs) != 1 or not self.inputs[0].shape or not self.outputs:
@@ -245,6 +248,27 @@ class ImageDecision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageBoxes:
+    """What a detector makes of one golden image that the original does not.
+
+    Attributes:
+        lost: places in the original's boxes, best first, that have no match.
+        new: left, top, right, bottom in pixels of the network's input, score and class of those that it adds, the best
+            50 at most.
+        more_new: how many it adds beyond those.
+    """
+
+    lost: tuple[int, ...] = ()
+    new: tuple[tuple[float, ...], ...] = ()
+    more_new: int = 0
+
+    @property
+    def num_new(self) -> int:
+        """All that it adds."""
+        return len(self.new) + self.more_new
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParityRow:
     """One artifact on one runtime against the golden outputs. Numbers are None where nothing was measured."""
 
@@ -265,6 +289,14 @@ class ParityRow:
     """Signal to noise of all outputs together: -20 log10 of their relative L2."""
     top1_agreement: float | None = None
     top5_agreement: float | None = None
+    box_recall: float | None = None
+    """Of a detector: share of the original's boxes on the golden images that it finds; 1 where there is none."""
+    box_precision: float | None = None
+    """Share of its boxes that the original has."""
+    num_boxes: int | None = None
+    """The original's, on all golden images."""
+    boxes: tuple[ImageBoxes, ...] = ()
+    """Of a detector, one a golden image, in their order."""
     num_images: int = 0
     decisions: tuple[ImageDecision, ...] = ()
     """Of a classifier, one a golden image, in their order."""
@@ -272,6 +304,10 @@ class ParityRow:
     """Counts of |error| / rms(reference) of all output values in decades: below 1e-9, 1e-9 to 1e-8, ..., above 1."""
     top1: float | None = None
     top5: float | None = None
+    map50: float | None = None
+    """Of a detector: mean average precision at an overlap of 0.5, on labelled images."""
+    map: float | None = None
+    """The mean over overlaps of 0.5 to 0.95."""
     accuracy_images: int = 0
     placement: dict[str, int] = field(default_factory=dict)
     """Nodes on each provider after the engine's own optimisation, where the engine tells."""
@@ -308,6 +344,8 @@ class Regression:
     rel_l2: float | None = None
     """New outputs against old outputs, on the new bundle's inputs."""
     top1_agreement: float | None = None
+    same_boxes: float | None = None
+    """Of a detector: share of the boxes of either that the other has too, the smaller one."""
     old_bytes: int | None = None
     new_bytes: int | None = None
     latency: Literal["", "faster", "slower", "indistinguishable"] = ""

@@ -10,7 +10,7 @@ from pathlib import Path
 import cspdeploy
 from cspdeploy.core.codec import to_json
 from cspdeploy.core.errors import EXIT_CHECK_FAILED, EXIT_OK
-from cspdeploy.edge.console import Parser, answer, dump, guarded
+from cspdeploy.edge.console import Parser, add_box_options, answer, box_options, dump, guarded
 
 __all__ = ["add_selftest_options", "main", "selftest"]
 
@@ -49,13 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder, or a package of one")
     add_selftest_options(check)
     predict = commands.add_parser(
-        "predict", allow_abbrev=False, help="classify image files", description="The likeliest classes of image files."
-    )
+        "predict", allow_abbrev=False, help="classes or boxes of image files",
+        description="The likeliest classes of image files; of a detector, their boxes: score, label, and left, top, "
+        "right, bottom in pixels of the picture.",
+    )  # fmt: skip
     predict.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder, a package, or one ONNX file")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     predict.add_argument("--top", type=int, default=5, metavar="N", help="classes of each image (default: 5)")
     predict.add_argument("--artifact", default="onnx", metavar="KIND", help="artifact of the bundle (default: onnx)")
     predict.add_argument("--key", type=Path, metavar="FILE", help="public key that must have signed the bundle")
+    add_box_options(predict)
     _add_common(predict, runtime="ort-cpu")
     return parser
 
@@ -116,7 +119,7 @@ def _predict(given: argparse.Namespace) -> int:
             place, artifact=given.artifact, runtime=given.runtime, num_threads=given.threads, key=given.key
         )
         with opened as predictor:
-            return answer(predictor, given.images, top=given.top, json_=given.json)
+            return answer(predictor, given.images, top=given.top, json_=given.json, boxes=box_options(given))
 
 
 if __name__ == "__main__":

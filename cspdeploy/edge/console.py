@@ -7,17 +7,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cspdeploy.core.codec import to_json
 from cspdeploy.core.errors import EXIT_OK, EXIT_USAGE, CspDeployError, InputError, InterruptedRunError
 from cspdeploy.core.text import one_line
+from cspdeploy.edge.results import Detections, Result
 
 if TYPE_CHECKING:
     from cspdeploy.edge.predictor import Predictor
 
-__all__ = ["Parser", "answer", "dump", "fix_for_a_device", "guarded"]
+__all__ = ["Parser", "add_box_options", "answer", "box_options", "dump", "fix_for_a_device", "guarded"]
 
 # Extras of cspdeploy, and the package of each that a device needs.
 _EXTRAS = {"cpu": "onnxruntime", "gpu": "onnxruntime-gpu", "openvino": "openvino", "export": "torch",
@@ -76,39 +77,91 @@ def fix_for_a_device(fix: str) -> str:
     return f"where the package was made: {fix}" if fix.startswith("cspdeploy ") else fix
 
 
-def answer(predictor: Predictor, images: Sequence[str], *, top: int, json_: bool) -> int:
-    """Print the likeliest classes of image files, each as soon as it is known; with `json_` one list at the end.
+def add_box_options(parser: argparse.ArgumentParser) -> None:
+    """What `answer` takes of a detector."""
+    parser.add_argument(
+        "--score-threshold", type=float, metavar="S", help="boxes score more than that (default: as exported)"
+    )
+    parser.add_argument(
+        "--iou-threshold", type=float, metavar="I", help="overlap at which a box goes (default: as exported)"
+    )
+    parser.add_argument(
+        "--max-detections", type=int, metavar="N", help="boxes of an image, at most (default: as exported)"
+    )
+
+
+def box_options(given: argparse.Namespace) -> dict[str, Any]:
+    """Of what `add_box_options` has added, that which was given, as `Predictor` calls it."""
+    found = {"score": given.score_threshold, "iou": given.iou_threshold, "max_detections": given.max_detections}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def answer(
+    predictor: Predictor, images: Sequence[str], *, json_: bool, top: int = 5, boxes: Mapping[str, Any] | None = None,
+    use: Callable[[int, Detections], None] | None = None,
+) -> int:  # fmt: skip
+    """Print the likeliest classes of image files, or their boxes, each as soon as it is known; JSON at the end.
 
     An image that cannot be read does not stop the others.
+
+    Args:
+        json_: one list for all images, and no lines.
+        boxes: "score", "iou", "max_detections" of a detector, where they are given.
+        use: is given the number of an image and its boxes; what it raises belongs to that image.
 
     Returns:
         0, or 2 where an image could not be read.
 
     Raises:
-        InputError: the artifact gives no classes, or `top` is below 1.
+        InputError: the artifact gives neither classes nor boxes, or an option is out of range.
     """
     code = EXIT_OK
     found: list[dict[str, Any]] = []
+    detects = predictor.task == "detect"
     if predictor.untrained:
         sys.stderr.write("UNTRAINED: random weights, no answer of this model means anything\n")
     if predictor.note:
         sys.stderr.write(f"warning: {one_line(predictor.note)}\n")
-    for item in predictor.stream(images, top=top):
-        entry: dict[str, Any] = {"image": str(item.source), "untrained": predictor.untrained, "predictions": []}
+    for number, item in enumerate(predictor.stream(images, top=top, **(boxes or {}))):
+        entry: dict[str, Any] = {"image": str(item.source), "untrained": predictor.untrained}
+        entry |= {"boxes" if detects else "predictions": []}
         found.append(entry)
-        if item.result is None:
-            error = item.error or InputError(f"{entry['image']}: no result")
+        result = item.result
+        try:
+            if result is None:
+                raise item.error or InputError(f"{entry['image']}: no result")
+            if use is not None and isinstance(result, Detections):
+                use(number, result)
+        except InputError as error:
             code, entry["error"] = EXIT_USAGE, error.message
             _tell(error)
+        if result is None:
             continue
-        entry["predictions"] = to_json(item.result.predictions)
+        entry["boxes" if detects else "predictions"] = [to_json(one) for one in result]
         if not json_:
-            lines = [f"  {100 * one.probability:5.1f} %  {one_line(one.label)}" for one in item.result.predictions]
+            lines = (
+                _box_lines(result, predictor, boxes or {}) if isinstance(result, Detections) else _class_lines(result)
+            )
             sys.stdout.write("\n".join([one_line(entry["image"]), *lines]) + "\n")
             sys.stdout.flush()
     if json_:
         sys.stdout.write(dump(found))
     return code
+
+
+def _class_lines(result: Result) -> list[str]:
+    return [f"  {100 * one.probability:5.1f} %  {one_line(one.label)}" for one in result]
+
+
+def _box_lines(result: Detections, predictor: Predictor, options: Mapping[str, Any]) -> list[str]:
+    """A score, a label, and left, top, right, bottom in whole pixels of the picture."""
+    if not result:
+        own = predictor.suppression.score_threshold if predictor.suppression is not None else 0.0
+        return [f"  no box above {options.get('score', own):g}"]
+    return [
+        f"  {box.score:.3f}  {one_line(box.label)}  {box.left:.0f},{box.top:.0f},{box.right:.0f},{box.bottom:.0f}"
+        for box in result
+    ]
 
 
 def dump(value: object) -> str:

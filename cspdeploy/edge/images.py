@@ -19,7 +19,7 @@ from cspdeploy.core.preprocess import ImageSource, normalise, read_pixels, resiz
 from cspdeploy.core.spec import Preprocess
 from cspdeploy.core.types import Frontend
 
-__all__ = ["ChannelOrder", "Feed", "check_pixels", "require_channel_order", "require_images"]
+__all__ = ["ChannelOrder", "Fed", "Feed", "check_pixels", "require_channel_order", "require_images"]
 
 ChannelOrder = Literal["rgb", "bgr"]
 Array = npt.NDArray[Any]
@@ -27,6 +27,14 @@ Array = npt.NDArray[Any]
 # A pixel is known to 1/255 before its float32 roundings; normalised values beyond the contract's range by more than
 # that are no rounding, but another scale.
 RANGE_MARGIN = 1.0 / 255.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fed:
+    """An image as the artifact takes it, `[1, ...]`, and the width and height that it had."""
+
+    x: Array
+    size_px: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +59,22 @@ class Feed:
         Raises:
             InputError: not an image.
         """
+        return self.fed(source).x
+
+    def fed(self, source: ImageSource) -> Fed:
+        """The same with the size that boxes are given in: of the upright picture.
+
+        Raises:
+            InputError: not an image.
+        """
         pixels_HWC = self._pixels(source)
+        size_px = (int(pixels_HWC.shape[1]), int(pixels_HWC.shape[0]))
         if self.frontend is None:
-            return normalise(resize_pixels(pixels_HWC, self.contract)[None], self.contract)
+            return Fed(normalise(resize_pixels(pixels_HWC, self.contract)[None], self.contract), size_px)
         made_HWC = graph_pixels(pixels_HWC, self.frontend, self.contract)
         if isinstance(source, np.ndarray) and np.may_share_memory(made_HWC, source):
             made_HWC = made_HWC.copy()  # of a view the engine would see what a camera writes there next
-        return made_HWC[None]
+        return Fed(made_HWC[None], size_px)
 
     def _pixels(self, source: object) -> Array:
         """`[H, W, 3]` uint8 RGB."""

@@ -11,6 +11,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from cspdeploy.core.bundle import MANIFEST_FILE, check_hashes, read_manifest
+from cspdeploy.core.detection.spec import Decode, Detection
 from cspdeploy.core.errors import InputError, did_you_mean
 from cspdeploy.core.integrity import held_unchanged
 from cspdeploy.core.sizes import base_kind, contract_of
@@ -51,6 +52,7 @@ class OpenedArtifact:
         input_shape: as the file declares it; a free dimension is a name.
         note: what to know before it is used here: it was optimised for another machine; else empty.
         hash_checked: the file is the one of a manifest; False for a file without a bundle.
+        detection: of a detector, how its outputs become boxes; `decode` is the contract of this file.
     """
 
     model: str
@@ -69,6 +71,8 @@ class OpenedArtifact:
     session: Session
     hash_checked: bool
     note: str = ""
+    detection: Detection | None = None
+    decode: Decode | None = None
 
     @property
     def batch(self) -> int | None:
@@ -205,7 +209,7 @@ def of_manifest(
         provenance=spec.provenance,
         outputs=_own_outputs(names, artifact.frontend), input_name=artifact.inputs[0].name,
         input_shape=artifact.inputs[0].shape, runtime=runtime, session=session, hash_checked=True,
-        note=_machine_note(artifact),
+        note=_machine_note(artifact), detection=spec.detection, decode=artifact.decode,
     )  # fmt: skip
 
 
@@ -253,7 +257,7 @@ def _open_single(path: Path, *, artifact: str, runtime: str, num_threads: int) -
         model=card.model, kind=card.artifact, path=path, precision=kind.precision, task=card.task, labels=card.labels,
         contract=card.preprocess, frontend=card.frontend, provenance=card.provenance,
         outputs=_own_outputs(card.outputs, card.frontend), input_name=name, input_shape=shape, runtime=engine,
-        session=session, hash_checked=False,
+        session=session, hash_checked=False, detection=card.detection, decode=card.decode,
     )  # fmt: skip
 
 

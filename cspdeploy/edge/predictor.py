@@ -1,4 +1,4 @@
-"""From a bundle and an image to classes, through the preprocessing that the bundle was proven with.
+"""From a bundle and an image to classes, boxes or a map of classes, through the preprocessing that was proven.
 
 Shapes: N images, H height, W width, C classes.
 """
@@ -6,29 +6,31 @@ Shapes: N images, H height, W width, C classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cspdeploy.core.errors import InputError
-from cspdeploy.core.metrics import softmax, top_k
 from cspdeploy.core.preprocess import ImageSource
-from cspdeploy.core.spec import Preprocess, Task
-from cspdeploy.edge.calls import Calls
+from cspdeploy.edge.classifying import likeliest_classes, require_top
+from cspdeploy.edge.facts import ArtifactFacts
 from cspdeploy.edge.images import ChannelOrder, Feed, require_channel_order, require_images
 from cspdeploy.edge.opening import OpenedArtifact, open_artifact
-from cspdeploy.edge.results import Prediction, Result, StreamItem
+from cspdeploy.edge.results import Answer, DetectedBox, Detections, Prediction, Result, StreamItem
 
-__all__ = ["Prediction", "Predictor", "Result", "StreamItem"]
+if TYPE_CHECKING:
+    from cspdeploy.edge.detecting import BoxRule
+
+__all__ = ["DetectedBox", "Detections", "Prediction", "Predictor", "Result", "StreamItem"]
 
 Array = npt.NDArray[Any]
 
 
-class Predictor:
+class Predictor(ArtifactFacts):
     """An artifact, ready. Open it with `Predictor.open`; close it, or use it in a `with` block.
 
     Any number of threads may use one predictor: answers are those of one thread alone. On ONNX Runtime calls run side
@@ -37,7 +39,7 @@ class Predictor:
     """
 
     def __init__(self, opened: OpenedArtifact, *, channel_order: ChannelOrder = "rgb") -> None:
-        self._facts, self._calls = opened, Calls(opened)
+        super().__init__(opened)
         self._feed = Feed(contract=opened.contract, frontend=opened.frontend, channel_order=channel_order)
 
     @classmethod
@@ -83,93 +85,59 @@ class Predictor:
         )  # fmt: skip
         return cls(opened, channel_order=order)
 
-    @property
-    def task(self) -> Task:
-        """What it gives: "classify", "features" or "detect"."""
-        return self._facts.task
-
-    @property
-    def untrained(self) -> bool:
-        """The weights have never seen data, and no answer means anything."""
-        return self._facts.provenance.untrained
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """In the order of the class scores; empty where a single file carries none, and classes are numbers."""
-        return self._facts.labels
-
-    @property
-    def model(self) -> str:
-        """Its name."""
-        return self._facts.model
-
-    @property
-    def artifact(self) -> str:
-        """Its kind."""
-        return self._facts.kind
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """The contract that images are prepared by."""
-        return self._facts.contract
-
-    @property
-    def input_shape(self) -> tuple[int | str, ...]:
-        """Of `raw`, as the file declares it; a free dimension is a name."""
-        return self._facts.input_shape
-
-    @property
-    def provider(self) -> str:
-        """Where it runs, read from the session after it was opened: "CPUExecutionProvider"."""
-        return self._calls.opened.provider
-
-    @property
-    def placement(self) -> Mapping[str, int]:
-        """Nodes on each provider after the engine's own optimisation; empty where the engine does not tell."""
-        return self._calls.opened.session.placement
-
-    @property
-    def note(self) -> str:
-        """What to know before it is used here: it was optimised for another machine; else empty."""
-        return self._facts.note
-
-    @property
-    def hash_checked(self) -> bool:
-        """The file is the one of its manifest. False for a single file, of which nobody here knows the hash."""
-        return self._facts.hash_checked
-
-    def __call__(self, image: ImageSource, *, top: int = 5) -> Result:
-        """The `top` likeliest classes of one image, likeliest first.
+    def __call__(
+        self, image: ImageSource, *, top: int = 5, score: float | None = None, iou: float | None = None,
+        max_detections: int | None = None,
+    ) -> Answer:  # fmt: skip
+        """Of a classifier the `top` likeliest classes of one image, of a detector its boxes; best first.
 
         Args:
             image: a path, the bytes of a file, or an array `[H, W]`, `[H, W, 1]` or `[H, W, 3]` uint8.
+            top: classes; of a classifier.
+            score: boxes must score more than that; None: as it was exported. Of a detector, as the two that follow.
+            iou: a box goes where a better one of its class overlaps it by more than that.
+            max_detections: boxes, at most. Where the graph suppresses, it has decided: the score may be raised and the
+                boxes may be fewer, and nothing else.
 
         Raises:
-            InputError: not an image, or the artifact gives no classes.
+            InputError: not an image, the artifact gives neither classes nor boxes, or an option is not of its kind.
         """
-        return self.predict([image], top=top)[0]
+        return self.predict([image], top=top, score=score, iou=iou, max_detections=max_detections)[0]
 
-    def predict(self, images: Iterable[ImageSource], *, top: int = 5) -> list[Result]:
+    def predict(
+        self, images: Iterable[ImageSource], *, top: int = 5, score: float | None = None, iou: float | None = None,
+        max_detections: int | None = None,
+    ) -> list[Answer]:  # fmt: skip
         """The same for any number of images, in calls of as many as the artifact takes; none gives an empty list.
 
         Args:
             images: a list, an iterator, or an array `[N, H, W, 3]`. A camera may fill one buffer again and again: an
                 image is copied before the next one is asked for.
+            top: as above, and the others likewise.
 
         Raises:
             InputError: as above; the first image that is none ends it (`stream` goes on). Or it is one image, which is
                 not taken for a batch of its rows.
         """
-        self._require_classes()
-        _require_top(top)
+        rule = self._rule(top, score=score, iou=iou, max_detections=max_detections)
         require_images(images, call="predict")
-        return [
-            result
-            for outputs in self._batched(self._feed.prepare(image) for image in images)
-            for result in self._results(outputs, top)
-        ]
+        sizes_px: list[tuple[int, int]] = []
 
-    def stream(self, images: Iterable[ImageSource], *, top: int = 5) -> Iterator[StreamItem]:
+        def parts() -> Iterator[Array]:
+            for image in images:
+                fed = self._feed.fed(image)
+                sizes_px.append(fed.size_px)
+                yield fed.x
+
+        found: list[Answer] = []
+        for outputs in self._batched(parts()):
+            found += self._answers(outputs, rule, sizes_px[len(found) :])
+        return found
+
+    def stream(
+        self, images: Iterable[ImageSource], *, top: int = 5, score: float | None = None, iou: float | None = None,
+        max_detections: int | None = None,
+    ) -> Iterator[StreamItem]:  # fmt: skip
         """The same one by one, without end if need be: the next image is decoded while the current one is computed.
 
         A result is there as soon as it is known, and does not wait for the next image. An image that cannot be used
@@ -178,25 +146,26 @@ class Predictor:
         Args:
             images: as in `predict`; is iterated in another thread, at most two ahead. Each is a call of its own: an
                 artifact of a fixed batch of eight computes eight for it, which `predict` fills with images.
+            top: as in `predict`, and the others likewise.
 
         Raises:
-            InputError: the artifact gives no classes, the predictor is closed, or it is one image.
+            InputError: the artifact gives neither classes nor boxes, the predictor is closed, it is one image, or an
+                option is not of its kind.
         """
-        self._require_classes()
-        _require_top(top)
+        rule = self._rule(top, score=score, iou=iou, max_detections=max_detections)
         require_images(images, call="stream")
         self._calls.opened  # noqa: B018 (a closed one says so now, and not at the first image)
-        return self._stream(images, top)
+        return self._stream(images, rule)
 
-    def _stream(self, images: Iterable[ImageSource], top: int) -> Iterator[StreamItem]:
+    def _stream(self, images: Iterable[ImageSource], rule: int | BoxRule) -> Iterator[StreamItem]:
         from cspdeploy.edge.stream import prepare_ahead
 
-        for item in prepare_ahead(images, self._feed.prepare):
+        for item in prepare_ahead(images, self._feed.fed):
             if isinstance(item.made, InputError):
                 yield StreamItem(source=item.source, error=item.made)
                 continue
-            result = self._results(_floats(self._calls.together([item.made])), top)[0]
-            yield StreamItem(source=item.source, result=result)
+            outputs = _floats(self._calls.together([item.made.x]))
+            yield StreamItem(source=item.source, result=self._answers(outputs, rule, [item.made.size_px])[0])
 
     def features(self, image: ImageSource) -> dict[str, Array]:
         """Feature maps of one image, by name, `[C, h, w]` float32 each.
@@ -207,9 +176,30 @@ class Predictor:
         if self.task != "features":
             raise InputError(
                 f"{self.model}: gives {', '.join(self._facts.outputs)}, not features",
-                fix="predictor(image) for classes, predictor.outputs(image) for what there is",
+                fix="predictor(image) for classes or boxes, predictor.outputs(image) for what there is",
             )
         return {name: maps[0] for name, maps in self.outputs(image).items()}
+
+    def segment(self, image: ImageSource) -> npt.NDArray[np.int64]:
+        """Class of every pixel of one image, `[h, w]` int64 of the picture's own size, turned upright as EXIF says.
+
+        Each pixel has the best class of the pixel of the network's input that it lies in; -1 where the contract's crop
+        keeps it from the network.
+
+        Raises:
+            InputError: not an image, the artifact is no segmenter, or a score is NaN.
+        """
+        if self.task != "segment":
+            fix = {"features": "predictor.features(image)", "detect": "predictor(image) gives its boxes"}
+            raise InputError(
+                f"{self.model}: gives {', '.join(self._facts.outputs)}, not a class of every pixel",
+                fix=fix.get(self.task, "predictor(image) gives the classes of the image"),
+            )
+        from cspdeploy.edge.segmenting import class_map
+
+        fed = self._feed.fed(image)
+        logits_NCHW = _floats(self._calls.together([fed.x]))[self._facts.outputs[0]]
+        return class_map(logits_NCHW[0], self._facts, size_px=fed.size_px)
 
     def outputs(self, *images: ImageSource) -> dict[str, Array]:
         """All outputs by name, `[N, ...]` each; floats as float32.
@@ -259,27 +249,38 @@ class Predictor:
     def _batched(self, parts: Iterable[Array]) -> Iterator[dict[str, Array]]:
         return map(_floats, self._calls.batched(parts))
 
-    def _results(self, outputs: Mapping[str, Array], top: int) -> list[Result]:
-        logits_NC = outputs[self._facts.outputs[0]]
-        if self.labels and logits_NC.shape[1] != len(self.labels):
-            raise InputError(
-                f"{self.model}: {logits_NC.shape[1]} classes and {len(self.labels)} labels", fix="export it again"
-            )
-        probabilities_NC = softmax(logits_NC)
-        return [
-            Result(
-                predictions=tuple(
-                    Prediction(label=self._label(int(i)), index=int(i), probability=float(row[i])) for i in best
-                ),
-                untrained=self.untrained,
-            )
-            for best, row in zip(top_k(logits_NC, top), probabilities_NC, strict=True)
-        ]
+    def _rule(self, top: int, *, score: float | None, iou: float | None, max_detections: int | None) -> int | BoxRule:
+        """What is wanted: a number of classes, or boxes."""
+        if self.task == "detect":
+            from cspdeploy.edge.detecting import rule_of
 
-    def _label(self, index: int) -> str:
-        return self.labels[index] if self.labels else f"class {index}"
+            return rule_of(self._facts, score=score, iou=iou, max_detections=max_detections)
+        self._require_classes()
+        require_top(top)
+        given = {"score": score, "iou": iou, "max_detections": max_detections}
+        for name in (name for name, value in given.items() if value is not None):
+            raise InputError(f"{name}: {self.model} gives classes, not boxes", fix="leave it away, or top=5")
+        return top
+
+    def _answers(
+        self, outputs: Mapping[str, Array], rule: int | BoxRule, sizes_px: Sequence[tuple[int, int]]
+    ) -> Sequence[Answer]:
+        """Of one call. More sizes than images may be known already: a call is closed by the image that follows it."""
+        if isinstance(rule, int):
+            return likeliest_classes(outputs, self._facts, rule)
+        from cspdeploy.edge.detecting import boxes_in_pictures
+
+        num = len(next(iter(outputs.values())))
+        return boxes_in_pictures(outputs, self._facts, rule, sizes_px=sizes_px[:num])
 
     def _require_classes(self) -> None:
+        if self.task == "detect":
+            raise InputError(f"{self.model}: gives boxes, not classes", fix="predictor(image) gives its boxes")
+        if self.task == "segment":
+            raise InputError(
+                f"{self.model}: gives a class of every pixel, not of the image",
+                fix="read it in Python: cspdeploy.edge.Predictor.open(BUNDLE).segment(IMAGE)",
+            )
         if self.task != "classify":
             raise InputError(
                 f"{self.model}: gives {', '.join(self._facts.outputs)}, not classes",
@@ -293,8 +294,3 @@ def _floats(outputs: Mapping[str, Array]) -> dict[str, Array]:
         name: array.astype(np.float32, copy=False) if np.issubdtype(array.dtype, np.floating) else array
         for name, array in outputs.items()
     }
-
-
-def _require_top(top: object) -> None:
-    if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
-        raise InputError(f"top: got {top!r}, expected a whole number of at least 1", fix="top=1")

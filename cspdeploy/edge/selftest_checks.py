@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from cspdeploy.edge.calls import Calls
 from cspdeploy.edge.images import Feed
 from cspdeploy.edge.opening import OpenedArtifact
 from cspdeploy.edge.selftest_report import CheckRow
+
+if TYPE_CHECKING:
+    from cspdeploy.core.detection.match import BoxMatch
 
 __all__ = ["check_golden", "check_preprocess", "check_provider", "measure_median"]
 
@@ -95,13 +98,14 @@ def check_golden(
             grown far beyond that either.
     """
     judge = _Judge(opened, artifact, golden, manifest)
-    found = judge.compare(judge.inputs())
+    found, boxes = judge.compare(judge.inputs()), judge.boxes
     reason = "; ".join(filter(None, (found.reason, opened.note)))
     if found.verdict in ("numeric", "decision") and golden.images.ndim == 4 and judge.passes_swapped():
         reason += "; it passes with red and blue swapped: wrong channel order"
     row = CheckRow(
         check="golden", artifact=opened.kind, runtime=opened.runtime.name,
         verdict="pass" if found.verdict == "pass" else "fail", finding=found.verdict,
+        boxes={} if boxes is None else {"expected": boxes.expected, "found": boxes.found, "matched": boxes.matched},
         reason=reason or opened.runtime.notes.get(opened.precision, ""), rel_l2=found.rel_l2, limit=found.limit,
         recorded_rel_l2=recorded_rel_l2, max_abs=found.max_abs, top1_agreement=found.top1_agreement,
         num_images=len(golden.images),
@@ -128,6 +132,8 @@ class _Judge:
         self._dtypes = {value.name: value.dtype for value in artifact.outputs}
         self._feed = Feed(contract=opened.contract, frontend=opened.frontend)
         self._limits = _limits(opened, artifact, golden)
+        self.boxes: BoxMatch | None = None
+        """Of the last comparison, of a detector."""
 
     def inputs(self) -> Iterator[Array]:
         """The stored inputs themselves; for a graph with preprocessing, the images that they were made of."""
@@ -144,6 +150,15 @@ class _Judge:
         outputs = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
         frontend, untrained = self._opened.frontend, self._manifest.spec.provenance.untrained
         top = {name: outputs.pop(name) for name in list(outputs)[-2:]} if frontend and frontend.top_k else {}
+        if self._opened.detection is not None and self._opened.decode is not None:
+            from cspdeploy.edge.selftest_boxes import compare_detector
+
+            found, self.boxes = compare_detector(
+                outputs, detection=self._opened.detection, decode=self._opened.decode,
+                precision=self._opened.precision, golden=self._golden, limits=self._limits, dtypes=self._dtypes,
+                untrained=untrained,
+            )  # fmt: skip
+            return found
         reference = self._golden.outputs_fp64
         found = compare_outputs(
             outputs, names=self._opened.outputs, reference=reference, limits=self._limits,

@@ -18,7 +18,7 @@ from cspdeploy.edge.selftest_report import CheckRow
 
 __all__ = ["check_contract"]
 
-FIELDS = ("model", "artifact", "task", "labels", "preprocess", "outputs", "frontend")
+FIELDS = ("model", "artifact", "task", "labels", "preprocess", "outputs", "frontend", "detection", "decode")
 """Of a card, all that an application acts on. The provenance and who wrote it may be told otherwise."""
 
 
@@ -53,7 +53,7 @@ def check_contract(folder: Path, manifest: Manifest, artifacts: Sequence[Artifac
 def _wrong_labels(folder: Path, manifest: Manifest) -> list[str]:
     spec = manifest.spec
     found = []
-    if spec.task == "classify" and len(manifest.labels) != spec.num_classes:
+    if spec.task in ("classify", "detect") and len(manifest.labels) != spec.num_classes:
         found.append(f"{len(manifest.labels)} labels, expected {spec.num_classes}")
     if any(record.file == LABELS_FILE for record in manifest.files):
         try:

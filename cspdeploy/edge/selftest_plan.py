@@ -57,6 +57,9 @@ def plan_artifacts(folder: Path, manifest: Manifest, *, kinds: Sequence[str], ru
 
 
 def _choose(artifact: Artifact, given: Runtime | None) -> Planned:
+    if artifact.decode == "trt":
+        absent = "its boxes are made by a plugin of TensorRT, and no engine here has it"
+        return Planned(artifact=artifact, runtime=None, absent=absent)
     if given is not None:
         reads = given.reads(format_=artifact.format, precision=artifact.precision)
         return Planned(

@@ -27,6 +27,8 @@ class CheckRow:
         verdict: "skip" is neither a pass nor a failure, and `reason` says why.
         finding: of the golden check, the verdict that `cspdeploy verify` gives for the same.
         rel_l2, limit, max_abs, top1_agreement, num_images: of the comparison; None where nothing was compared.
+        boxes: of a detector, how many the original finds ("expected"), the artifact finds ("found"), and both do
+            ("matched"), of those that score clearly above the threshold; else empty.
         recorded_rel_l2: of the same artifact and engine where the bundle was verified; None where none was recorded.
         provider, placement: where the session runs, and how many nodes are on which provider.
         nodes_elsewhere: the first nodes that are not on the provider that was asked for; `reason` tells how many.
@@ -44,6 +46,7 @@ class CheckRow:
     max_abs: float | None = None
     top1_agreement: float | None = None
     num_images: int | None = None
+    boxes: dict[str, int] = field(default_factory=dict)
     provider: str = ""
     placement: dict[str, int] = field(default_factory=dict)
     nodes_elsewhere: tuple[PlacedNode, ...] = ()
@@ -142,6 +145,8 @@ def _detail(row: CheckRow) -> str:
         parts.append(f"largest difference {row.max_abs:.1e}")
     if row.top1_agreement is not None:
         parts.append(f"top-1 {100 * row.top1_agreement:.1f} %")
+    if row.boxes:
+        parts.append(f"{row.boxes['matched']} of {row.boxes['expected']} boxes, {row.boxes['found']} found")
     if row.num_images:
         parts.append(f"{row.num_images} images")
     if row.placement:

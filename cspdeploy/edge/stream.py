@@ -6,16 +6,14 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import numpy.typing as npt
+from typing import Generic, TypeVar
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.preprocess import ImageSource
 
 __all__ = ["Prepared", "prepare_ahead"]
 
-Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 WAIT_S = 0.05
 """How often a thread that waits looks whether anybody still wants what it has: far below what a user notices."""
@@ -25,11 +23,11 @@ behind: it is a daemon, and ends with its source or the program."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """A source, and what was made of it: an array, or the reason why there is none."""
+class Prepared(Generic[T]):
+    """A source, and what was made of it, or the reason why there is none."""
 
     source: ImageSource
-    made: Array | InputError
+    made: T | InputError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,8 +38,8 @@ class _End:
 
 
 def prepare_ahead(
-    sources: Iterable[ImageSource], prepare: Callable[[ImageSource], Array], *, ahead: int = 1
-) -> Iterator[Prepared]:
+    sources: Iterable[ImageSource], prepare: Callable[[ImageSource], T], *, ahead: int = 1
+) -> Iterator[Prepared[T]]:
     """Each source with what `prepare` makes of it, in order. One thread takes and prepares them.
 
     Never more than `ahead` + 2 images are in memory: waiting, being made, being used.
@@ -49,7 +47,7 @@ def prepare_ahead(
     Args:
         sources: is iterated in that thread; what it raises ends the stream and is raised here.
     """
-    made: queue.Queue[Prepared | _End] = queue.Queue(maxsize=ahead)
+    made: queue.Queue[Prepared[T] | _End] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
     worker = threading.Thread(
         target=_work, args=(sources, prepare, made, stopped), name="cspdeploy-decode", daemon=True
@@ -70,8 +68,8 @@ def prepare_ahead(
 
 def _work(
     sources: Iterable[ImageSource],
-    prepare: Callable[[ImageSource], Array],
-    made: queue.Queue[Prepared | _End],
+    prepare: Callable[[ImageSource], T],
+    made: queue.Queue[Prepared[T] | _End],
     stopped: threading.Event,
 ) -> None:
     end = _End()
@@ -84,14 +82,14 @@ def _work(
     _put(made, end, stopped)
 
 
-def _prepared(prepare: Callable[[ImageSource], Array], source: ImageSource) -> Array | InputError:
+def _prepared(prepare: Callable[[ImageSource], T], source: ImageSource) -> T | InputError:
     try:
         return prepare(source)
     except InputError as error:
         return error
 
 
-def _put(made: queue.Queue[Prepared | _End], item: Prepared | _End, stopped: threading.Event) -> bool:
+def _put(made: queue.Queue[Prepared[T] | _End], item: Prepared[T] | _End, stopped: threading.Event) -> bool:
     """False where nobody takes it any more."""
     while not stopped.is_set():
         try:

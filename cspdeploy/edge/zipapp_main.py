@@ -68,17 +68,18 @@ def _selftest(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from cspdeploy.edge.console import Parser
+    from cspdeploy.edge.console import Parser, add_box_options
 
     name = Path(sys.argv[0]).name
     parser = Parser(
         prog=name, usage=f"{name} [options] IMAGE...\n       {name} selftest [options]", allow_abbrev=False,
-        description="Classify images with the model inside this file, or check it: its hashes, its answers on the "
-        "images that it was proven with, the engine, the latency.",
+        description="Classes of images, or boxes in them, by the model inside this file; or check it: its hashes, "
+        "its answers on the images that it was proven with, the engine, the latency.",
         epilog=f"{name} selftest --help shows the options of the check. An image called selftest: ./selftest",
     )  # fmt: skip
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to show for each image (5)")
+    add_box_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--artifact", default="", metavar="KIND", help="onnx if it is in here, else the first one")
     parser.add_argument("--runtime", default="ort-cpu", metavar="NAME", help="engine and device (ort-cpu)")
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(arguments: list[str]) -> int:
-    from cspdeploy.edge.console import answer
+    from cspdeploy.edge.console import answer, box_options
 
     parser = _parser()
     if not arguments:
@@ -99,7 +100,9 @@ def _predict(arguments: list[str]) -> int:
     if options.threads < 0:
         raise InputError(f"--threads {options.threads}: expected 0 (the engine chooses) or more", fix="--threads 0")
     with _opened(_archive(), kind=options.artifact, runtime=options.runtime, threads=options.threads) as predictor:
-        return answer(predictor, options.images, top=options.top, json_=options.json)
+        return answer(
+            predictor, options.images, top=options.top, json_=options.json, boxes=box_options(options)
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

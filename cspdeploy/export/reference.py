@@ -33,8 +33,13 @@ def compute_reference(
     outputs_fp32 = _compute(model, chunks, names)
     outputs_fp64 = _compute(model.double(), [chunk.double() for chunk in chunks], names)
     model.float()
-    if not all(np.isfinite(array).all() for array in (*outputs_fp64.values(), *outputs_fp32.values())):
-        raise InputError("the network's own outputs are NaN or infinite on real images", fix="use other weights")
+    wild = [
+        name for name in names if not (np.isfinite(outputs_fp64[name]).all() and np.isfinite(outputs_fp32[name]).all())
+    ]
+    if wild:
+        raise InputError(
+            f"the network's own outputs are NaN or infinite on real images ({', '.join(wild)})", fix="use other weights"
+        )
     return outputs_fp64, outputs_fp32
 
 

@@ -35,7 +35,7 @@ from cspdeploy.nets.blocks import (
     require_range,
 )
 
-__all__ = ["CspNet", "CspNetConfig", "StageConfig", "StemConfig"]
+__all__ = ["CspNet", "CspNetConfig", "StageConfig", "StemConfig", "level_strides"]
 
 MAX_KERNEL = 31
 
@@ -263,6 +263,11 @@ def _levels(config: CspNetConfig) -> dict[int, FeatureLevel]:
         levels.append(FeatureLevel(stride, stage.out_chs))
     last_of_stride = {level.stride: i for i, level in enumerate(levels)}
     return {i: levels[i] for i in last_of_stride.values()}
+
+
+def level_strides(config: CspNetConfig) -> list[int]:
+    """Strides of the network's `feature_levels`, finest first."""
+    return [level.stride for level in _levels(config).values()]
 
 
 class CspNet(nn.Module):

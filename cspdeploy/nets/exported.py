@@ -1,4 +1,4 @@
-"""What of a network is exported: its logits, the maps of its detection heads, or its pyramid of feature maps.
+"""What of a network is exported: its logits, its boxes or the raw maps of its heads, or its pyramid of feature maps.
 
 The weights are the same whatever is asked of the network, so a file is loaded into the whole of it, and the choice is
 made around it.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.spec import ModelSpec
+from cspdeploy.nets.detection import DecodedDetector
 from cspdeploy.nets.loading import load_file
 from cspdeploy.nets.registry import build
 
@@ -58,7 +59,9 @@ def with_features(spec: ModelSpec, network: nn.Module, *, strides: Sequence[int]
             f"model '{spec.name}': no feature map of stride {', '.join(map(str, missing))}, it has {known}",
             fix=f"--strides {','.join(map(str, known))}",
         )
-    return dataclasses.replace(spec, task="features", outputs=tuple(f"features_s{stride}" for stride in wanted))
+    return dataclasses.replace(
+        spec, task="features", detection=None, outputs=tuple(f"features_s{stride}" for stride in wanted)
+    )
 
 
 def as_exported(network: nn.Module, spec: ModelSpec) -> nn.Module:
@@ -67,6 +70,9 @@ def as_exported(network: nn.Module, spec: ModelSpec) -> nn.Module:
     Raises:
         InputError: the network does not have an output of such a name.
     """
+    if spec.detection is not None:
+        decodes = spec.detection.network_decode == "decoded"
+        return DecodedDetector(network, spec.detection) if decodes else network
     if spec.task != "features":
         return network
     names = [f"features_s{level.stride}" for level in network.feature_levels]  # type: ignore[union-attr]

@@ -33,9 +33,9 @@ def is_darknet_file(path: Path) -> bool:
 def load_file(network: nn.Module, path: Path) -> None:
     """Load `path` into `network`; nothing is loaded unless everything fits.
 
-    A Darknet file is read into the network of its cfg as it is. In a native CSP network its convolutions are put
-    together as that one's layout wants them, and 1000 classes, which are ImageNet's, go from Darknet's order to that of
-    sorted WordNet ids.
+    A Darknet file is read into the network of its cfg as it is. In a native CSP network or detector its convolutions
+    are put together as that one's layout wants them, and 1000 classes of a classifier, which are ImageNet's, go from
+    Darknet's order to that of sorted WordNet ids.
 
     Raises:
         InputError: the file cannot be read, or is that of another network.
@@ -51,17 +51,21 @@ def _load_darknet(network: nn.Module, path: Path) -> None:
     from cspdeploy.nets.darknet.convert import read_darknet_into_native
     from cspdeploy.nets.darknet.network import DarknetNet
     from cspdeploy.nets.darknet.weights import read_darknet
+    from cspdeploy.nets.yolov4 import YoloV4
 
     if isinstance(network, DarknetNet):
         read_darknet(path, network)
         return
-    if not isinstance(network, CspNet):
+    if isinstance(network, YoloV4):
+        num_classes, order = network.num_classes, None
+    elif isinstance(network, CspNet):
+        num_classes = network.head.fc.out_features
+        order = wnid_from_devkit() if num_classes == NUM_IMAGENET_CLASSES else None
+    else:
         raise InputError(
             f"{path}: a Darknet file, and this network has no form in Darknet",
             fix="give the .cfg that the file belongs to instead of the network's name",
         )
-    num_classes = network.head.fc.out_features
-    order = wnid_from_devkit() if num_classes == NUM_IMAGENET_CLASSES else None
     try:
         state = read_darknet_into_native(path, network.config, num_classes=num_classes, class_order=order)
     except InputError as error:

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cspdeploy.core.contracts import CONTRACTS, IMAGENET_MEAN, IMAGENET_STD
+from cspdeploy.core.detection.spec import Detection
 from cspdeploy.core.spec import Preprocess
 from cspdeploy.nets.checkpoints import published_for
 from cspdeploy.nets.cspnet import CspNetConfig
 from cspdeploy.nets.densenet import DenseNetConfig
 from cspdeploy.nets.resnet import ResNetConfig
+from cspdeploy.nets.segmentation import FpnConfig
+from cspdeploy.nets.yolov4 import YoloV4Config
 
 __all__ = ["Network", "NetworkConfig", "PublishedAccuracy", "darknet_contract", "imagenet_contract", "imagenet_network"]
 
-NetworkConfig = CspNetConfig | ResNetConfig | DenseNetConfig
+NetworkConfig = CspNetConfig | ResNetConfig | DenseNetConfig | YoloV4Config | FpnConfig
 
 IMAGENET_CLASSES = 1000
 
@@ -51,6 +54,8 @@ class Network:
     baseline: str = ""
     """Name of the network that this one is compared with, or empty."""
     kind: Literal["csp", "baseline"]
+    detection: Detection | None = None
+    """Of a detector: how its heads are decoded."""
 
 
 def imagenet_contract(

@@ -55,5 +55,8 @@ ZOO_COSTS: dict[str, tuple[int, int]] = {
     "densenet169": (14_149_480, 3_359_843_328),
     "densenet201": (20_013_928, 4_291_365_888),
     "peleenet": (2_802_248, 507_757_568),
+    "yolov4": (64_363_101, 64_194_741_248),
+    "yolov4-tiny": (6_056_606, 3_453_938_176),
+    "yolov4-csp": (52_921_437, 38_476_709_888),
 }
 """Learnable values and multiply-accumulates by name."""

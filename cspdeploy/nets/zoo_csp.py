@@ -17,7 +17,7 @@ from cspdeploy.nets.network import (
     imagenet_network,
 )
 
-__all__ = ["CSP_NETWORKS", "stages"]
+__all__ = ["CSDARKNET53_MISH", "CSP_NETWORKS", "DARKNET_SLOPE", "NO_SLOPE", "stages"]
 
 PYTORCH_SLOPE = 0.01
 DARKNET_SLOPE = 0.1
@@ -148,6 +148,8 @@ def _darknet(
 
 
 _DARKNET53 = (1, 2, 8, 8, 4)
+CSDARKNET53_MISH = _cspdarknet(_DARKNET53, "mish", NO_SLOPE)
+"""Also the backbone of YOLOv4."""
 _RES_CHS, _WIDE_CHS = (128, 256, 512, 1024), (256, 512, 1024, 2048)
 _RESNET50: dict[str, Any] = {"out_chs": _RES_CHS, "expand": 2.0, "block": 1.0, "bottle": 0.5, "groups": 1}
 _RESNEXT50: dict[str, Any] = {"out_chs": _WIDE_CHS, "expand": 1.0, "block": 0.5, "bottle": 1.0, "groups": 32}
@@ -219,7 +221,7 @@ CSP_NETWORKS: tuple[Network, ...] = (
     ),
     _darknet(
         "csdarknet53-omega",
-        _cspdarknet(_DARKNET53, "mish", NO_SLOPE),
+        CSDARKNET53_MISH,
         "CSPDarknet53, Darknet's form with Mish",
         baseline="darknet53",
         top1=0.787,

@@ -29,7 +29,7 @@ from cspdeploy.core.quantised import count_quantised
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import StepRecord
 from cspdeploy.pipeline.images import images_seen, images_to_calibrate
-from cspdeploy.quant.budget import parse_budget
+from cspdeploy.quant.budget import Budget, parse_budget
 
 if TYPE_CHECKING:  # what quantises is only loaded where something is quantised
     from cspdeploy.quant.int8 import Int8Settings
@@ -49,7 +49,8 @@ class Int8Request:
 
     Attributes:
         calibration: how ranges are chosen; "auto" tries all and keeps the best on images held out.
-        max_drop: "0.1", points of top-1 on `labelled`, or "36dB", the least signal to noise of the outputs.
+        max_drop: "0.1", points of top-1 on `labelled`, "3%", of the decisions (a detector's boxes, else first classes)
+            against FP32, or "36dB", the least signal to noise of the outputs.
         max_latency: "12.5" ms a call, or "0.5x" of FP32.
         labelled: "fashion-mnist", or a folder with one folder per class.
         time_limit_s: of the search for float islands, where a budget asks for one.
@@ -160,7 +161,10 @@ class Int8Step:
         self._request, self.kind = request, request.kind
         self._placement = find_placement(target)
         budget = parse_budget(max_drop=request.max_drop, max_latency=request.max_latency)
-        require_measurable(budget, self._placement, points=request.mode == "static")
+        static = request.mode == "static"
+        self._detection = spec.detection
+        require_measurable(budget, self._placement, points=static, decisions=static and spec.detection is None)
+        _require_decisions(budget, spec)
         self._settings = request.settings()
         self._weights_sha256 = spec.provenance.weights_sha256
         self._trained = _open_trained(request, spec, weights, self._placement.name) if take_trained else None
@@ -217,7 +221,7 @@ class Int8Step:
 
         return quantise(
             source, target, self._images, placement=self._placement, settings=self._settings,
-            labelled=self._labelled, progress=progress,
+            labelled=self._labelled, detection=self._detection, progress=progress,
         )  # fmt: skip
 
     def _write_trained(self, source: Path, target: Path, progress: Progress) -> StepRecord | None:
@@ -243,10 +247,24 @@ def _open_trained(request: Int8Request, spec: ModelSpec, weights: str, placement
     return None if path is None else load_qat(path)
 
 
+def _require_decisions(budget: Budget, spec: ModelSpec) -> None:
+    """A share of decisions is asked for of a network that makes none."""
+    if budget.max_changed_percent is not None and spec.detection is None and spec.task != "classify":
+        raise InputError(
+            f"--max-drop {budget.max_changed_percent:g}%: '{spec.name}' gives {spec.task}, neither classes nor boxes",
+            fix="an SQNR: --max-drop 36dB",
+        )
+
+
 def _open_labelled(request: Int8Request, spec: ModelSpec, labels: tuple[str, ...]) -> LabelledImages | None:
     """Images that were kept from training: what is lost on them is what is lost in use."""
     if request.labelled is None:
         return None
+    if spec.detection is not None:
+        raise InputError(
+            f"--labelled {request.labelled}: '{spec.name}' gives boxes, not classes of whole images",
+            fix="leave it out; --max-drop 3% counts the boxes that are not FP32's, and needs no labels",
+        )
     if spec.task != "classify":
         raise InputError(
             f"--labelled {request.labelled}: '{spec.name}' gives {spec.task}, not classes",

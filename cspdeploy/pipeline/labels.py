@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+from cspdeploy.core.coco import COCO_LABELS, NUM_COCO_CLASSES
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.imagenet import (
     NUM_IMAGENET_CLASSES,
@@ -17,23 +19,29 @@ from cspdeploy.core.spec import ModelSpec
 from cspdeploy.nets.loading import is_darknet_file
 from cspdeploy.pipeline.darknet import DARKNET_FAMILY
 
-__all__ = ["default_labels", "read_names"]
+__all__ = ["default_labels", "read_names", "with_classes_of"]
+
+DETECTOR_FAMILY = "yolov4"
 
 
 def default_labels(spec: ModelSpec) -> tuple[tuple[str, ...], str]:
-    """Names where no file gives them, and where they come from: ImageNet's for 1000 classes, else "class <index>".
+    """Names where no file gives them, and where they come from.
+
+    ImageNet's for a classifier of 1000 classes, COCO's for a detector of 80, else "class <index>".
 
     Networks of the registry have the classes in the order of sorted WordNet ids, as their checkpoints; one that was
     built from a Darknet cfg has them in the order of the ILSVRC development kit, as its weights. That the 1000 classes
-    of a user's own weights are ImageNet's is an assumption, and the origin says so.
+    of a user's own weights are ImageNet's, or the 80 COCO's, is an assumption, and the origin says so.
     """
     provenance, from_cfg = spec.provenance, spec.network.family == DARKNET_FAMILY
-    detects = from_cfg and spec.task != "classify"
-    if spec.num_classes != NUM_IMAGENET_CLASSES or provenance.source not in ("published", "user") or detects:
+    known = provenance.source in ("published", "user")
+    assumed = "" if provenance.source == "published" else ", assumed: give --names FILE for other classes"
+    if known and spec.task == "detect" and spec.num_classes == NUM_COCO_CLASSES:
+        return COCO_LABELS, f"COCO{assumed}"
+    if not known or spec.task in ("detect", "segment") or spec.num_classes != NUM_IMAGENET_CLASSES:
         return tuple(f"class {index}" for index in range(spec.num_classes)), "numbered"
     order: ClassOrder = "devkit" if from_cfg else "wnid"
     words = {"wnid": "in the order of WordNet ids", "devkit": "in Darknet's order"}[order]
-    assumed = "" if provenance.source == "published" else ", assumed: give --names FILE for other classes"
     return imagenet_labels(order), f"ImageNet {words}{assumed}"
 
 
@@ -49,6 +57,8 @@ def read_names(path: Path, spec: ModelSpec, weights: str) -> tuple[str, ...]:
     """
     names = read_labels(path, num_classes=spec.num_classes)
     order = recognise_order(names)
+    if spec.task == "detect":
+        return names
     if spec.num_classes == NUM_IMAGENET_CLASSES and is_darknet_file(Path(weights)):
         if spec.network.family != DARKNET_FAMILY:
             return _reordered(names, order, path, spec)
@@ -56,6 +66,21 @@ def read_names(path: Path, spec: ModelSpec, weights: str) -> tuple[str, ...]:
     elif spec.provenance.source == "published":
         _refuse(order, "devkit", path, "the published checkpoint has that of sorted WordNet ids, 'tench' first")
     return names
+
+
+def with_classes_of(names: Path, spec: ModelSpec) -> ModelSpec:
+    """A detector of the registry for as many classes as a file has names: a user's own, where no weights say so yet.
+
+    Any other model is given back as it is: its classes are its weights' or its cfg's. So is any for a file that cannot
+    be read, which `read_names` then says.
+    """
+    if spec.network.family != DETECTOR_FAMILY:
+        return spec
+    try:
+        num_names = len(names.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return spec
+    return dataclasses.replace(spec, num_classes=max(1, num_names))
 
 
 def _reordered(names: tuple[str, ...], order: ClassOrder | None, path: Path, spec: ModelSpec) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from cspdeploy.core.targets import Target
 from cspdeploy.core.types import Artifact, FileRecord, StepRecord, TensorInfo
 from cspdeploy.export.simplify import start_simplify
 from cspdeploy.pipeline.also_step import extend_artifacts
+from cspdeploy.pipeline.decode_step import DecodeStep
 from cspdeploy.pipeline.frontend_step import FrontendStep
 from cspdeploy.pipeline.graph_steps import cap_ir_version, half_step, rewrite_step
 from cspdeploy.pipeline.images import prepare
@@ -65,6 +66,7 @@ class OneSize:
         self._golden_images = origin.images[picks[::2]]
         self._int8 = self._open_int8(picks[::2])
         asked = request.frontend
+        self._decode = DecodeStep(self._spec, labels=origin.labels) if self._spec.detection is not None else None
         self._frontend = FrontendStep(asked, self._spec, opset=origin.opset) if asked is not None else None
         self._x_golden = prepare(self._golden_images, self._spec)
         self._x_probe = prepare(origin.images[picks[1::2]], self._spec) if len(picks) > 1 else self._x_golden
@@ -112,9 +114,11 @@ class OneSize:
         if self._target is not None and self._target.max_ir is not None:
             cap_ir_version(self._path("onnx"), self._target.max_ir)
         converted = {"onnx-fp16": self._convert_fp16(), **self._quantise()}
+        decoded, floats = self._decode_files(converted, work)
+        steps += decoded
         if self._frontend is not None:
             self._progress("preprocessing in the graph", 5, 6)
-            self._frontend.measure(self._golden_images, self._x_golden, floats=self._path("onnx"), work=work)
+            self._frontend.measure(self._golden_images, self._x_golden, floats=floats, work=work)
         shutil.rmtree(work)
         made = {kind: step for kind, step in converted.items() if step is not None and step.outcome == "done"}
         refused = (step for step in converted.values() if step is not None and step.outcome == "kept")
@@ -131,6 +135,17 @@ class OneSize:
             artifacts, also, path=self._path, describe=self._artifact,
             write_pt2=lambda path: self._origin.write_pt2(path, self._x_golden),
         )  # fmt: skip
+
+    def _decode_files(
+        self, converted: Mapping[str, StepRecord | None], work: Path
+    ) -> tuple[tuple[StepRecord, ...], Path]:
+        """The step, of a detector; and a float file whose outputs can be subtracted from each other."""
+        floats = self._path("onnx")
+        if self._decode is None:
+            return (), floats
+        floats = self._decode.comparable(floats, work=work)
+        kinds = [kind for kind, step in converted.items() if step is not None and step.outcome == "done"]
+        return tuple(self._decode.make(self._path(kind)) for kind in ("onnx", *kinds))[:1], floats  # the same of each
 
     def _trace(self) -> StepRecord | None:
         """None where there is no TorchScript file."""
@@ -178,7 +193,7 @@ class OneSize:
         taken = TensorInfo(
             name=self._origin.input_name, dtype="float32", shape=(batch, 3, contract.height_px, contract.width_px)
         )
-        return Artifact(
+        found = Artifact(
             kind=kind, file=record.file, format=described.format, precision=described.precision, sha256=record.sha256,
             num_bytes=record.num_bytes, inputs=(taken,),
             outputs=tuple(
@@ -187,6 +202,7 @@ class OneSize:
             ),
             opset=self._opset(kind), steps=steps,
         )  # fmt: skip
+        return found if self._decode is None else self._decode.described(found)
 
     def _opset(self, kind: str) -> int | None:
         """Of the file itself: INT8 takes 13 at least, whatever the others have."""

@@ -24,6 +24,7 @@ from cspdeploy.export.pt2 import export_pt2
 from cspdeploy.export.reference import compute_reference
 from cspdeploy.export.rewrite import write_model
 from cspdeploy.export.torchscript import export_torchscript
+from cspdeploy.nets.detection import DecodedDetector
 from cspdeploy.nets.exported import FEATURE_STRIDES
 from cspdeploy.pipeline.source import Source, resized
 
@@ -56,7 +57,7 @@ class Origin(Protocol):
     output_shapes: Mapping[str, tuple[int, ...]]
 
     def write_onnx(self, path: Path, x_NCHW: npt.NDArray[np.float32], *, dynamic_batch: bool) -> tuple[StepRecord, ...]:
-        """Write the float32 ONNX file that all other files are made of."""
+        """Write the float32 ONNX file that all others are made of; of a detector with the raw maps of its heads."""
         ...
 
     def write_torchscript(self, path: Path, x_NCHW: npt.NDArray[np.float32]) -> StepRecord | None:
@@ -96,11 +97,15 @@ class TorchOrigin:
         self.input_name, self.opset = INPUT_NAME, opset
         self.output_shapes: Mapping[str, tuple[int, ...]] = _output_shapes(source.model, source.spec)
         self._model, self._operators = source.model, operators
+        # Decoding is put behind the heads in each file, when float16 and INT8 have been made without it.
+        self._heads: torch.nn.Module = (
+            source.model.network if isinstance(source.model, DecodedDetector) else source.model
+        )
 
     def write_onnx(self, path: Path, x_NCHW: npt.NDArray[np.float32], *, dynamic_batch: bool) -> tuple[StepRecord, ...]:
         """Traced by PyTorch's exporter."""
         exported = export_onnx(
-            self._model, torch.from_numpy(x_NCHW[:1]), path, names=self.spec.outputs, opset=self.opset,
+            self._heads, torch.from_numpy(x_NCHW[:1]), path, names=self._head_names, opset=self.opset,
             dynamic_batch=dynamic_batch,
         )  # fmt: skip
         if not self._operators:
@@ -113,6 +118,11 @@ class TorchOrigin:
         facts: dict[str, Any] = {"decomposed": written, "operators": sorted(self._operators)}
         record = StepRecord(name="decompose", outcome="done", detail=f"in older operators: {listed}", facts=facts)
         return (exported, record)
+
+    @property
+    def _head_names(self) -> tuple[str, ...]:
+        detection = self.spec.detection
+        return self.spec.outputs if detection is None else detection.raw_outputs
 
     def write_torchscript(self, path: Path, x_NCHW: npt.NDArray[np.float32]) -> StepRecord | None:
         """Traced and frozen."""

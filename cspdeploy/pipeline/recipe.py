@@ -11,6 +11,7 @@ from typing import Any
 from cspdeploy.core.bundle import BUNDLE, disk_errors, file_record, staged_folder, write_manifest
 from cspdeploy.core.catalog import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET
 from cspdeploy.core.codec import to_json
+from cspdeploy.core.detection.spec import Decode, SuppressionOptions
 from cspdeploy.core.env import tool_versions
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import LABELS_FILE, write_text
@@ -19,6 +20,7 @@ from cspdeploy.core.targets import Target
 from cspdeploy.core.types import Artifact, FileRecord, Frontend, Manifest, StepRecord
 from cspdeploy.pipeline.also_step import write_config
 from cspdeploy.pipeline.cards import stamp_cards
+from cspdeploy.pipeline.decode_step import require_contract
 from cspdeploy.pipeline.foreign import OnnxOrigin, is_onnx
 from cspdeploy.pipeline.frontend_step import frontend_refusal
 from cspdeploy.pipeline.int8_step import Int8Request, refusal
@@ -26,10 +28,14 @@ from cspdeploy.pipeline.one_size import OneSize
 from cspdeploy.pipeline.origin import Origin, TorchOrigin
 from cspdeploy.pipeline.source import resolve_source
 from cspdeploy.pipeline.target import fit_options, open_target, require_accepted
+from cspdeploy.pipeline.weights import ASSUMED_ANCHORS, assumes_anchors
 
-__all__ = ["ExportReport", "ExportRequest", "export_bundle"]
+__all__ = ["ANCHORS", "ExportReport", "ExportRequest", "export_bundle"]
 
 Progress = Callable[[str, int, int], None]
+
+ANCHORS = "anchors"
+"""Key of the manifest's options that says of which the anchors are, where that had to be assumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,10 @@ class ExportRequest:
     features: bool = False
     strides: tuple[int, ...] = ()
     """Of the feature maps; empty: the usual ones. Only with `features`."""
+    decode: Decode | None = None
+    """What the ONNX files of a detector give; None: "decoded", or what the model's description says."""
+    suppression: SuppressionOptions | None = None
+    """What is to be another one than the model's description says; None: nothing."""
     fp16: bool = False
     int8: Int8Request | None = None
     """None: no INT8 file."""
@@ -70,6 +80,9 @@ class ExportRequest:
             )
         if self.strides and not self.features:
             raise InputError("--strides: are of feature maps", fix="add --features")
+        if self.features and (self.decode or self.suppression):
+            asked = "--decode" if self.decode or self.suppression is None else self.suppression.first_option
+            raise InputError(f"{asked}: is of boxes, --features gives none", fix=f"leave out --features or {asked}")
         if self.features and self.frontend is not None and self.frontend.top_k:
             raise InputError("--embed-topk: is of classes, --features gives none", fix="leave out --embed-topk")
         if not is_onnx(self.model):
@@ -80,7 +93,13 @@ class ExportRequest:
                 )
             return
         pt2 = True if "pt2" in self.also else None
-        given = {"--weights": self.weights, "--features": self.features or None, "--also pt2": pt2}
+        given = {
+            "--weights": self.weights,
+            "--decode": self.decode,
+            self.suppression.first_option if self.suppression else "": self.suppression,
+            "--features": self.features or None,
+            "--also pt2": pt2,
+        }
         for option in (name for name, value in given.items() if value is not None):
             raise InputError(f"{option}: is of networks that are built here, {self.model} is one already",
                              fix=f"leave out {option}")  # fmt: skip
@@ -103,6 +122,12 @@ class ExportReport:
         """The same of preprocessing in the graph."""
         return self._refused(frontend_refusal)
 
+    @property
+    def assumed_anchors(self) -> str:
+        """A sentence where anchors had to be assumed; empty otherwise."""
+        told = self.manifest.options.get(ANCHORS)
+        return f"anchors and scale_x_y of the heads: {told}" if told else ""
+
     def _refused(self, find: Callable[[tuple[StepRecord, ...]], str]) -> str:
         """Of each size, those beyond the first by name."""
         artifacts = self.manifest.artifacts
@@ -123,6 +148,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = lambda what, d
     progress("loading weights", 0, 6)
     target = open_target(request.target, int8=request.int8 is not None)
     origin = _find_origin(request, target)
+    require_contract(origin.spec.detection, opset=origin.opset, target=target, also=request.also)
     _require_sizes(request, origin)
     folder = request.output / origin.spec.name
     with disk_errors(folder, kind=BUNDLE), staged_folder(folder) as staging:
@@ -142,6 +168,7 @@ def _find_origin(request: ExportRequest, target: Target | None) -> Origin:
     source = resolve_source(
         request.model, models=request.models, weights=request.weights, names=request.names,
         images=request.calibration, size_px=request.size_px, strides=request.strides if request.features else None,
+        decode=request.decode, suppression=request.suppression,
     )  # fmt: skip
     return TorchOrigin(source, opset=opset, operators=operators)
 
@@ -176,14 +203,16 @@ def _write(
 
 def _options(request: ExportRequest, origin: Origin, target_name: str | None) -> dict[str, Any]:
     size = [origin.spec.preprocess.height_px, origin.spec.preprocess.width_px]
+    assumed = {ANCHORS: ASSUMED_ANCHORS} if assumes_anchors(origin.spec, origin.weights) else {}
     return {
         "model": request.model, "weights": origin.weights, "images": origin.images_origin,
         "features": request.features, "strides": list(request.strides),
         "labels": origin.labels_origin, "size_px": size, "fp16": request.fp16,
         "opset": origin.opset, "dynamic_batch": request.dynamic_batch, "preprocess": request.preprocess,
         "target": target_name, "int8": to_json(request.int8), "frontend": to_json(request.frontend),
-        "also": list(request.also), "further_sizes_px": [list(further) for further in request.further_sizes_px],
-    }  # fmt: skip
+        "decode": request.decode, "suppression": to_json(request.suppression), "also": list(request.also),
+        "further_sizes_px": [list(further) for further in request.further_sizes_px],
+    } | assumed  # fmt: skip
 
 
 def _require_sizes(request: ExportRequest, origin: Origin) -> None:

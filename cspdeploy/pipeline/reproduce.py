@@ -9,25 +9,27 @@ import typing
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cspdeploy.check.subject import find_weights, onnx_sha256
 from cspdeploy.core.bundle import check_hashes, file_sha256, read_manifest
 from cspdeploy.core.codec import from_json, to_json
 from cspdeploy.core.datasets import FASHION_MNIST
+from cspdeploy.core.detection.spec import SuppressionOptions
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import GOLDEN_FILE, read_golden
 from cspdeploy.core.model_folder import WEIGHTS_FILE
 from cspdeploy.core.preprocess import list_images
 from cspdeploy.core.types import Artifact, Frontend, Manifest
 from cspdeploy.pipeline.int8_step import Int8Request
-from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
+from cspdeploy.pipeline.recipe import ANCHORS, ExportRequest, export_bundle
 from cspdeploy.pipeline.weights import RANDOM_WEIGHTS
 from cspdeploy.runtimes import require_runtime
 from cspdeploy.runtimes.base import SessionRequest
 
 __all__ = ["ReproduceReport", "ReproducedFile", "ToolChange", "reproduce_bundle"]
 
+T = TypeVar("T")
 REPRODUCE_SCHEMA_VERSION = 1
 ENGINE, NUM_COMPARED = "ort-cpu", 4
 ALIKE = "other bytes, the same outputs to the bit: ONNX Runtime numbers and orders what it writes run by run"
@@ -114,7 +116,8 @@ def _request(folder: Path, manifest: Manifest, models: Path) -> ExportRequest:
         "model": _model(options, manifest, missing), "models": models,
         "weights": _weights(options, folder, manifest, models, missing),
         "calibration": _images(options, folder, missing), "names": _names(options, manifest, missing),
-        "int8": _int8(options, missing), "frontend": _frontend(options),
+        "int8": _int8(options, missing), "frontend": _read(options, "frontend", Frontend),
+        "suppression": _read(options, "suppression", SuppressionOptions),
     }  # fmt: skip
     _require_trained_plan(manifest, models, missing)
     if missing:
@@ -124,7 +127,7 @@ def _request(folder: Path, manifest: Manifest, models: Path) -> ExportRequest:
         )
     hints = typing.get_type_hints(ExportRequest)
     for name, value in options.items():
-        if name in ("images", "labels") or name in values:
+        if name in ("images", "labels", ANCHORS) or name in values:
             continue
         if name not in hints:
             raise InputError(
@@ -187,7 +190,7 @@ def _images(options: dict[str, Any], folder: Path, missing: list[str]) -> Path |
 def _names(options: dict[str, Any], manifest: Manifest, missing: list[str]) -> Path | None:
     """The file of class names, where there was one: the other origins are sentences."""
     recorded = str(options.get("labels", ""))
-    if recorded in ("", "numbered") or recorded.startswith(("ImageNet in ", "none: ")):
+    if recorded in ("", "numbered") or recorded.startswith(("COCO", "ImageNet in ", "none: ")):
         return None
     if not Path(recorded).is_file():
         missing.append(f"the class names {recorded} ({len(manifest.labels)} of them)")
@@ -205,10 +208,10 @@ def _int8(options: dict[str, Any], missing: list[str]) -> Int8Request | None:
     return request
 
 
-def _frontend(options: dict[str, Any]) -> Frontend | None:
+def _read(options: dict[str, Any], name: str, kind: type[T]) -> T | None:
     """None in bundles without, and in those of versions that did not know it."""
-    recorded = options.get("frontend")
-    return None if recorded is None else from_json(Frontend, recorded, where="$.options.frontend")
+    recorded = options.get(name)
+    return None if recorded is None else from_json(kind, recorded, where=f"$.options.{name}")
 
 
 def _require_trained_plan(manifest: Manifest, models: Path, missing: list[str]) -> None:

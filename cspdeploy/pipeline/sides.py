@@ -15,7 +15,7 @@ from cspdeploy.core.model_folder import CURVE_FILE, SPEC_FILE, read_json, read_s
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import Manifest
 from cspdeploy.nets.checkpoints import NUM_VALIDATION_IMAGES, PUBLISHED_DATASET
-from cspdeploy.nets.registry import NETWORKS, find_network, spec_of
+from cspdeploy.nets.registry import NETWORKS, find_network, is_network, spec_of
 from cspdeploy.pipeline.darknet import is_cfg, spec_of_cfg
 
 __all__ = [
@@ -52,7 +52,7 @@ def find_side(given: str, *, models: Path) -> Side:
         InputError: there is no such thing, or it cannot be read.
         TamperedError: a file of the bundle is not the one of its manifest.
     """
-    if given in NETWORKS:
+    if is_network(given) and not (":" in given and Path(given).exists()):
         return Side(given=given, kind="network", spec=spec_of(find_network(given)))
     if is_cfg(given):
         return Side(given=given, kind="cfg", spec=spec_of_cfg(Path(given)))
@@ -80,14 +80,24 @@ def find_side(given: str, *, models: Path) -> Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownAccuracy:
-    """Accuracy in [0, 1] and where it comes from. `num_images` is 0 where it is not recorded."""
+    """Accuracy in [0, 1] and where it comes from. `num_images` is 0 where it is not recorded.
 
-    top1: float
-    top5: float
+    A detector has `map50` and `map`, a classifier `top1` and `top5`; the others are None.
+    """
+
     dataset: str
     num_images: int
     size_px: tuple[int, int]
     source: str
+    top1: float | None = None
+    top5: float | None = None
+    map50: float | None = None
+    map: float | None = None
+
+    def is_like(self, other: KnownAccuracy) -> bool:
+        """Whether it is the same measure, of the same images."""
+        mine, theirs = ((one.dataset, one.num_images, one.map50 is None) for one in (self, other))
+        return mine == theirs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +116,7 @@ def pair_accuracy(a: Side, b: Side) -> AccuracyPair:
     published = (_published(a), _published(b))
     shown = tuple(one or two for one, two in zip(recorded, published, strict=True))
     for first, second in (recorded, published, shown):
-        if first and second and (first.dataset, first.num_images) == (second.dataset, second.num_images):
+        if first and second and first.is_like(second):
             return AccuracyPair(a=first, b=second, comparable=True, reason=_other_differences(first, second))
     missing = " and ".join(side.given for side, accuracy in zip((a, b), shown, strict=True) if accuracy is None)
     if missing:
@@ -122,15 +132,17 @@ def _recorded(side: Side) -> KnownAccuracy | None:
     if found is None or side.kind in ("network", "cfg"):
         return None
     published = side.spec.provenance.source == "published"  # by others, and not measured here
+    detects = found.map50 is not None
     return KnownAccuracy(
-        top1=found.top1, top5=found.top5, dataset=found.dataset, num_images=found.num_images, size_px=side.size_px,
+        top1=None if detects else found.top1, top5=None if detects else found.top5, map50=found.map50, map=found.map,
+        dataset=found.dataset, num_images=found.num_images, size_px=side.size_px,
         source=f"published: {side.spec.provenance.origin}" if published else "recorded with the weights",
     )  # fmt: skip
 
 
 def _published(side: Side) -> KnownAccuracy | None:
     """Of a network's published weights; a folder's own weights are others."""
-    network = NETWORKS.get(side.spec.name) if side.kind == "network" else None
+    network = find_network(side.spec.name) if side.kind == "network" else None
     if network is None or network.published is None:
         return None
     found = network.published
@@ -158,11 +170,12 @@ def _size(size_px: tuple[int, int]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """One epoch: mean training loss, and top-1 accuracy in [0, 1] on the test split."""
+    """One epoch: mean training loss, and on the test split top-1 accuracy, or a detector's mAP@0.5, in [0, 1]."""
 
     epoch: int
     train_loss: float
-    test_top1: float
+    test_top1: float | None = None
+    test_map50: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,8 +234,11 @@ def _read_run(side: Side) -> TrainingRun | None:
         return None
     data = read_json(path)
     try:
-        names = [field.name for field in dataclasses.fields(_Epoch)]
-        curve = [from_json(_Epoch, {name: epoch[name] for name in names}) for epoch in data["epochs"]]
+        kind: type[_Epoch] | type[_DetectorEpoch] = _DetectorEpoch if side.spec.task == "detect" else _Epoch
+        names = [field.name for field in dataclasses.fields(kind)]
+        curve: list[_Epoch | _DetectorEpoch] = [
+            from_json(kind, {name: epoch[name] for name in names}) for epoch in data["epochs"]
+        ]
         recipe = dict(data["recipe"])
     except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
         raise InputError(f"{path}: not the record of a training run ({error})", fix="train the model again") from error
@@ -232,7 +248,10 @@ def _read_run(side: Side) -> TrainingRun | None:
         num_images=num_images if isinstance(num_images, int) else None, epochs=len(curve), recipe=recipe,
         seconds=round(sum(point.seconds for point in curve), 1),
         last_epochs=tuple(
-            CurvePoint(epoch=point.epoch, train_loss=point.train_loss, test_top1=point.test_top1)
+            CurvePoint(
+                epoch=point.epoch, train_loss=point.train_loss, test_top1=getattr(point, "test_top1", None),
+                test_map50=getattr(point, "test_map50", None),
+            )
             for point in curve[-LAST_EPOCHS:]
         ),
     )  # fmt: skip
@@ -245,4 +264,14 @@ class _Epoch:
     epoch: int
     train_loss: float
     test_top1: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DetectorEpoch:
+    """The same of a detector's."""
+
+    epoch: int
+    train_loss: float
+    test_map50: float
     seconds: float

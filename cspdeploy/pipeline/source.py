@@ -10,18 +10,20 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from cspdeploy.core.bundle import file_sha256
+from cspdeploy.core.detection.spec import Decode, SuppressionOptions
 from cspdeploy.core.errors import InputError, did_you_mean
-from cspdeploy.core.model_folder import LABELS_FILE, SPEC_FILE, read_spec
+from cspdeploy.core.model_folder import LABELS_FILE, SPEC_FILE, WEIGHTS_FILE, read_spec
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.nets.checkpoints import published_for
 from cspdeploy.nets.exported import as_exported, with_features
-from cspdeploy.nets.registry import NETWORKS, find_network, spec_of
+from cspdeploy.nets.registry import NETWORKS, find_network, is_network, spec_of
 from cspdeploy.pipeline.darknet import DARKNET_FAMILY, is_cfg, resize_cfg, spec_of_cfg
 from cspdeploy.pipeline.images import real_images
-from cspdeploy.pipeline.labels import default_labels, read_names
+from cspdeploy.pipeline.labels import default_labels, read_names, with_classes_of
 from cspdeploy.pipeline.weights import RANDOM_WEIGHTS, load_trained, locate_weights, make_untrained
 
-__all__ = ["Source", "resized", "resolve_source"]
+__all__ = ["Source", "resized", "resolve_source", "with_decode"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,6 +56,8 @@ def resolve_source(
     size_px: tuple[int, int] | None,
     names: Path | None = None,
     strides: tuple[int, ...] | None = None,
+    decode: Decode | None = None,
+    suppression: SuppressionOptions | None = None,
 ) -> Source:
     """Find spec, weights, labels and real images.
 
@@ -67,31 +71,74 @@ def resolve_source(
         size_px: height and width of the input, or None for the model's own.
         names: file of class names, one a line in the order of the weights; None: the model's own.
         strides: feature maps of these strides are wanted instead of classes; empty for the usual ones.
+        decode: what the files of a detector give; None: what its description says.
+        suppression: what is to be another one of a detector's; None: likewise.
 
     Raises:
         InputError: any of these is missing, unknown, or does not fit the others.
     """
     folder, spec = _describe(name, models)
+    if folder is not None and weights is not None and _are_others(name, spec, folder, weights):
+        spec, labels_file = spec_of(find_network(name)), None
+    else:
+        labels_file = folder / LABELS_FILE if folder is not None else None
     if size_px and size_px != (spec.preprocess.height_px, spec.preprocess.width_px):
         spec = resized(spec, size_px)
     pictures, origin = real_images(spec, folder, images)
     own_classes = spec.num_classes
     if weights == RANDOM_WEIGHTS:
-        spec, model = make_untrained(spec)
+        spec, model = make_untrained(spec if names is None else with_classes_of(names, spec))
     else:
+        named = spec if names is None else with_classes_of(names, spec)
         weights, provenance = locate_weights(spec, folder, weights)
-        spec, model = load_trained(dataclasses.replace(spec, provenance=provenance), Path(weights), size_px=size_px)
-    if names is None and folder is not None and spec.num_classes == own_classes and (folder / LABELS_FILE).is_file():
-        names = folder / LABELS_FILE
+        spec, model = load_trained(
+            dataclasses.replace(spec, provenance=provenance), Path(weights), size_px=size_px,
+            num_names=None if named is spec else named.num_classes,
+        )  # fmt: skip
+    if names is None and labels_file is not None and spec.num_classes == own_classes and labels_file.is_file():
+        names = labels_file
     labels, labels_origin = default_labels(spec) if names is None else (read_names(names, spec, weights), str(names))
     if strides is not None:
         spec = with_features(spec, model, strides=strides)
         spec = dataclasses.replace(spec, name=f"{spec.name}-features")
+    spec = with_decode(spec, decode=decode, suppression=suppression)
     model = as_exported(model, spec).eval()
     return Source(
         spec=spec, model=model, labels=labels, labels_origin=labels_origin, weights=weights, images=pictures,
         images_origin=origin,
     )  # fmt: skip
+
+
+def _are_others(name: str, spec: ModelSpec, folder: Path, weights: str) -> bool:
+    """Whether a file of weights has nothing to do with the detector that was trained under a registry network's name.
+
+    Its anchors, its size and the names of its classes are then not those of the file.
+    """
+    if weights == RANDOM_WEIGHTS or spec.detection is None or not is_network(name):
+        return False
+    given, own, known = Path(weights), folder / WEIGHTS_FILE, spec.provenance.weights_sha256
+    known = known or (file_sha256(own) if own.is_file() else "")
+    return not given.is_file() or file_sha256(given) != known
+
+
+def with_decode(spec: ModelSpec, *, decode: Decode | None, suppression: SuppressionOptions | None) -> ModelSpec:
+    """A detector with that contract of its files.
+
+    Raises:
+        InputError: it is no detector.
+    """
+    if decode is None and suppression is None:
+        return spec
+    detection = spec.detection
+    if detection is None:
+        asked = "--decode" if decode or suppression is None else suppression.first_option
+        raise InputError(
+            f"{asked}: '{spec.name}' gives {', '.join(spec.outputs)}, not boxes",
+            fix="leave out --decode, --score-threshold, --iou-threshold and --max-detections",
+        )
+    rule = detection.suppression if suppression is None else suppression.applied(detection.suppression)
+    detection = dataclasses.replace(detection, decode=decode or detection.decode, suppression=rule)
+    return dataclasses.replace(spec, detection=detection, outputs=detection.network_outputs)
 
 
 def _describe(name: str, models: Path) -> tuple[Path | None, ModelSpec]:
@@ -127,7 +174,7 @@ def _model_folder(name: str, models: Path) -> Path | None:
     for folder in (models / name, Path(name), *pulled):
         if (folder / SPEC_FILE).is_file():
             return folder
-    if name in NETWORKS:
+    if is_network(name):
         return None
     known = sorted({path.parent.name for path in models.glob(f"*/{SPEC_FILE}")})
     trained = f"; in {models}: {', '.join(known)}" if known else ""

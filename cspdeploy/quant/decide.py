@@ -68,7 +68,8 @@ class Candidates:
         """What is known of it without its engine."""
         known = scheme == self.selection.scheme
         sqnr = self.selection.sqnr_db if known else self.assembly.sqnr_db(self.assembly.plan(scheme))
-        return Judgement(sqnr_db=sqnr, num_images=self.assembly.num_held_out)
+        boxes = None if self.assembly.detection is None else self.assembly.match_boxes(self.plan(scheme))
+        return Judgement(sqnr_db=sqnr, num_images=self.assembly.num_held_out, boxes=boxes)
 
     def prove(self, scheme: Scheme, path: Path) -> PlacementProof:
         """What the engine runs of it."""
@@ -119,20 +120,22 @@ def _evaluation(
         return
     marked = None if labelled is None else Labelled(images=labelled, contract=assembly.images.contract)
     with Judge(
-        source, assembly.held_out_batches, runtime=assembly.placement.runtime or "", labelled=marked,
-        exact_latency=budget.limits_latency, progress=progress,
+        source, assembly.judged_batches, runtime=assembly.placement.runtime or "", labelled=marked,
+        detection=assembly.detection, exact_latency=budget.limits_latency, progress=progress,
     ) as judge:  # fmt: skip
         yield lambda scheme: judge.judge(candidates.write(scheme))
 
 
-def require_measurable(budget: Budget, placement: Placement, *, points: bool = True) -> None:
+def require_measurable(budget: Budget, placement: Placement, *, points: bool = True, decisions: bool = True) -> None:
     """A budget that nothing here can measure would be met by whatever there is.
 
     Args:
         points: those of top-1 are counted on the placement's engine too.
+        decisions: they as well; a detector's boxes can be simulated.
 
     Raises:
-        InputError: a latency, or points of top-1, are asked for an engine that is not here or is not timed.
+        InputError: a latency, points of top-1 or a share of decisions are asked for an engine that is not here or is
+            not timed.
     """
     here = runs_here(placement)
     if budget.limits_latency and not (here and require_runtime(placement.runtime or "").timed):
@@ -145,6 +148,11 @@ def require_measurable(budget: Budget, placement: Placement, *, points: bool = T
             f"--max-drop {budget.max_drop_points:g}: top-1 is counted on {placement.name}, which this machine has not",
             fix="an SQNR: --max-drop 36dB, or export where its engine is installed",
         )
+    if decisions and budget.max_changed_percent is not None and not here:
+        raise InputError(
+            f"--max-drop {budget.max_changed_percent:g}%: first classes are counted on {placement.name}, which this "
+            "machine has not", fix="an SQNR: --max-drop 36dB, or export where its engine is installed",
+        )  # fmt: skip
 
 
 def runs_here(placement: Placement) -> bool:
@@ -167,7 +175,7 @@ class _Search:
         self._sensitivity = measure_sensitivity(
             assembly.graph, candidates.selection.plan, assembly.held_out_batches(),
             groups=assembly.layout(self._start).groups,
-            float_values=assembly.equalisation(self._start.exponent).values, progress=progress,
+            float_values=assembly.equalisation(self._start.exponent).values, view=assembly.view, progress=progress,
         )  # fmt: skip
 
     def run(self, first: Judgement, budget: Budget, limit_s: float) -> SearchResult:

@@ -6,14 +6,16 @@ import math
 from collections import Counter
 from typing import Any
 
+from cspdeploy.core.detection.match import MATCH_IOU
 from cspdeploy.quant.assemble import EXACT_SQNR_DB, Assembly
-from cspdeploy.quant.budget import Budget, Judgement
+from cspdeploy.quant.box_agreement import JUDGED_SCORE
+from cspdeploy.quant.budget import Budget, Judgement, describe_boxes
 from cspdeploy.quant.outcome import Point, SearchResult
 from cspdeploy.quant.prove import PlacementProof
 from cspdeploy.quant.scheme import Scheme
 from cspdeploy.quant.select import Selection
 
-__all__ = ["describe", "describe_accuracy", "list_facts", "rounded_db"]
+__all__ = ["box_facts", "describe", "describe_accuracy", "list_facts", "rounded_db"]
 
 
 def describe(
@@ -46,11 +48,26 @@ def rounded_db(sqnr_db: float) -> float | None:
 def describe_accuracy(judgement: Judgement) -> str:
     """Such as 41.2 dB, 100.0 % agreement."""
     parts = [f"{judgement.sqnr_db:.1f} dB"]
+    if judgement.boxes is not None:
+        parts.append(describe_boxes(judgement.boxes))
     if judgement.agreement is not None:
         parts.append(f"{100 * judgement.agreement:.1f} % agreement")
     if judgement.top1_drop_points is not None:
         parts.append(f"top-1 {-judgement.top1_drop_points:+.2f} points of {judgement.num_labelled} images")
     return ", ".join(parts)
+
+
+def box_facts(judgement: Judgement) -> dict[str, Any]:
+    """Of a detector, how many boxes FP32 found, how many this file, and how many are the same; else empty."""
+    boxes = judgement.boxes
+    if boxes is None:
+        return {}
+    return {
+        "boxes": {
+            "score": JUDGED_SCORE, "iou": MATCH_IOU, "expected": boxes.expected, "found": boxes.found,
+            "matched": boxes.matched, "recall": round(boxes.recall, 4), "precision": round(boxes.precision, 4),
+        }
+    }  # fmt: skip
 
 
 def list_facts(
@@ -71,6 +88,7 @@ def list_facts(
         ],
         "operators_on_engine": dict(proof.operators), "fell_back": list(proof.float_nodes), "unproven": proof.unproven,
     }  # fmt: skip
+    facts |= box_facts(judgement)
     if judgement.top1 is not None:
         facts |= {"top1": judgement.top1, "top1_fp32": judgement.top1_fp32, "num_labelled": judgement.num_labelled}
     if found is not None:

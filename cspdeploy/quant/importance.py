@@ -13,6 +13,7 @@ import torch
 
 from cspdeploy.quant.plan import Floats
 from cspdeploy.quant.torch_graph import TorchGraph
+from cspdeploy.quant.view import View, plain_view
 
 __all__ = ["measure_importance"]
 
@@ -21,7 +22,7 @@ CHUNK_PIXELS = 2**15
 
 
 def measure_importance(
-    graph: TorchGraph, batches: Iterable[Floats], *, tensors: Collection[str], seed: int = 0
+    graph: TorchGraph, batches: Iterable[Floats], *, tensors: Collection[str], seed: int = 0, view: View = plain_view
 ) -> dict[str, Floats]:
     """Mean over images and positions of the squared gradient of the outputs, each output divided by its own power.
 
@@ -30,6 +31,7 @@ def measure_importance(
     Args:
         batches: float32 `[N, C, H, W]`.
         tensors: that are wanted, of at least two axes.
+        view: of the outputs: what errors are counted in.
 
     Returns:
         float32 `[C]` by tensor. Left out: tensors that no differentiable path joins to an output, and those with a
@@ -53,7 +55,8 @@ def measure_importance(
             size = max(1, CHUNK_PIXELS // (batch.shape[2] * batch.shape[3]))
             for part in torch.split(torch.tensor(batch), size):
                 outputs = graph.run(part.requires_grad_(), visit=visit)
-                combined = _combined(outputs.values(), generator)
+                seen = view(outputs, {name: value.detach() for name, value in outputs.items()})
+                combined = _combined(seen.values(), generator)
                 if combined is not None:
                     combined.backward()  # type: ignore[no-untyped-call]
     found = {name: (total / numbers[name]).float().numpy() for name, total in sums.items()}

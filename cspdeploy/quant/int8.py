@@ -16,6 +16,7 @@ import torch
 
 from cspdeploy.core.catalog import INT8_TIME_LIMIT_S, Effort, Int8Mode, RangeMethod
 from cspdeploy.core.datasets import LabelledImages
+from cspdeploy.core.detection.spec import Detection
 from cspdeploy.core.types import StepRecord
 from cspdeploy.quant.assemble import Assembly, batch_size, spread
 from cspdeploy.quant.budget import parse_budget
@@ -26,6 +27,7 @@ from cspdeploy.quant.observations_cache import ObservationsCache, default_cache_
 from cspdeploy.quant.observe import MAX_POSITIONS, NUM_SIDE_BINS, check_finite, observe
 from cspdeploy.quant.placements import Placement
 from cspdeploy.quant.prepare import prepare_float
+from cspdeploy.quant.relief import mix_ranges, relieve
 from cspdeploy.quant.rounding import round_weights
 from cspdeploy.quant.select import Selection, select, with_rounding
 from cspdeploy.quant.torch_graph import TorchGraph
@@ -41,6 +43,8 @@ HELD_OUT_PIXELS = 2**20
 MIN_HELD_OUT, MAX_HELD_OUT = 16, 128
 """Images that schemes are judged on: as many as have that many pixels, within these. A map of a larger image holds more
 values to judge by, and takes longer."""
+MAX_JUDGED = 64
+"""Of a detector: images that the engine runs to count boxes on. Of 300 boxes one is a third of a percent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,7 @@ class Int8Settings:
 
 def quantise(
     source: Path, target: Path, images: CalibrationSet, *, placement: Placement, settings: Int8Settings,
-    labelled: LabelledImages | None = None, cache: ObservationsCache | None = None,
+    labelled: LabelledImages | None = None, detection: Detection | None = None, cache: ObservationsCache | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> StepRecord:  # fmt: skip
     """Write the best INT8 file that is found for the placement's engine, if it earns its place there.
@@ -67,6 +71,7 @@ def quantise(
         source: float32 ONNX file with one image input.
         images: real ones. Ranges and repairs are fitted to some, judged on others.
         labelled: for a budget in points of top-1.
+        detection: of a detector, whose `source` gives its raw maps: what is chosen, is chosen by its boxes and scores.
         cache: of observations; None: the user's.
 
     Returns:
@@ -77,17 +82,24 @@ def quantise(
         InputError: the graph or the images cannot be used, or the budget cannot be measured here.
     """
     budget = parse_budget(max_drop=settings.max_drop, max_latency=settings.max_latency)
-    require_measurable(budget, placement, points=settings.mode == "static")
+    static = settings.mode == "static"
+    require_measurable(budget, placement, points=static, decisions=static and detection is None)
     progress("preparing the graph", 0, 0)
     model = prepare_float(onnx.load(source), placement=placement)
     if settings.mode != "static":
         return quantise_without_images(
             model, source, target, mode=settings.mode, placement=placement, budget=budget, images=images,
-            labelled=labelled, progress=progress,
+            labelled=labelled, detection=detection, progress=progress,
         )  # fmt: skip
     kept = cache or ObservationsCache(default_cache_folder())
-    assembly = assemble(model, images, placement=placement, settings=settings, cache=kept, progress=progress)
+    assembly = assemble(
+        model, images, placement=placement, settings=settings, detection=detection, cache=kept, progress=progress
+    )
     selection = select(assembly, method=settings.method, progress=progress)
+    if detection is not None:
+        if settings.method == "auto":
+            selection = mix_ranges(assembly, selection, progress=progress)
+        selection = relieve(assembly, selection, progress=progress)
     if settings.effort == "high":
         selection = _rounded(assembly, selection, settings, progress)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".int8-") as folder:
@@ -121,7 +133,7 @@ def _rounded(assembly: Assembly, selection: Selection, settings: Int8Settings, p
 
 def assemble(
     model: onnx.ModelProto, images: CalibrationSet, *, placement: Placement, settings: Int8Settings,
-    cache: ObservationsCache, progress: Progress,
+    cache: ObservationsCache, progress: Progress, detection: Detection | None = None,
 ) -> Assembly:  # fmt: skip
     """Observe the graph on the images, or recall what was observed before.
 
@@ -132,6 +144,7 @@ def assemble(
     split = images.split()
     fit, held_out = split.fit, split.held_out
     most = HELD_OUT_PIXELS // (images.contract.height_px * images.contract.width_px)
+    judged = None if detection is None else spread(held_out, MAX_JUDGED)
     held_out = spread(held_out, max(MIN_HELD_OUT, min(MAX_HELD_OUT, most)))
     key = observation_key(
         model.SerializeToString(deterministic=True), content_hash=images.content_hash,
@@ -151,7 +164,7 @@ def assemble(
     check_finite(observations, graph)
     return Assembly(
         graph, observations, images, placement=placement, fit=fit, held_out=held_out,
-        power_of_two=settings.power_of_two, shared=split.shared,
+        power_of_two=settings.power_of_two, shared=split.shared, judged=judged, detection=detection,
     )  # fmt: skip
 
 

@@ -18,12 +18,15 @@ from cspdeploy.check.latency import LatencySettings, measure_latency, noise_warn
 from cspdeploy.check.machine import MachineWatch
 from cspdeploy.check.worker import Worker
 from cspdeploy.core.datasets import LabelledImages
+from cspdeploy.core.detection.spec import Detection
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.metrics import sqnr_db, top_k
 from cspdeploy.core.onnx_graph import read_onnx
 from cspdeploy.core.spec import Accuracy, Preprocess
 from cspdeploy.core.types import Timing
+from cspdeploy.quant.box_agreement import BoxAgreement
 from cspdeploy.quant.budget import Judgement
+from cspdeploy.quant.view import view_arrays, view_of
 from cspdeploy.runtimes import require_runtime
 from cspdeploy.runtimes.base import Outputs, SessionRequest
 
@@ -64,8 +67,6 @@ class _Distance:
     signal: float = 0.0
 
     def add(self, actual: npt.NDArray[Any], exact: npt.NDArray[Any]) -> None:
-        if actual.shape != exact.shape:
-            raise InputError(f"INT8 file: an output of shape {list(actual.shape)}, expected {list(exact.shape)}")
         wide = exact.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, which is judged below
             self.noise += float(np.sum(np.square(actual.astype(np.float64) - wide)))
@@ -101,6 +102,7 @@ class Judge:
         batches: makes the held-out images anew, `[n, 3, H, W]` float32 each; one image at least.
         runtime: name of a runtime that can be used here.
         labelled: also count top-1 on these.
+        detection: of a detector, whose files give its raw maps: scores and boxes are compared, and boxes counted.
         latency: None: time nothing.
         exact_latency: the ratio itself is asked for, not just which of the two is the faster.
         time_limit_s: for opening a session, and for each run.
@@ -117,6 +119,7 @@ class Judge:
         *,
         runtime: str,
         labelled: Labelled | None = None,
+        detection: Detection | None = None,
         latency: LatencySettings | None = JUDGE_LATENCY,
         exact_latency: bool = False,
         time_limit_s: float = TIME_LIMIT_S,
@@ -132,6 +135,7 @@ class Judge:
         self._fixed = shape[0] if shape and isinstance(shape[0], int) else None
         self._batches, self._labelled, self._latency = batches, labelled, latency
         self._exact_latency, self._time_limit_s, self._progress = exact_latency, time_limit_s, progress
+        self._detection, self._view = detection, view_of(detection)
         self._reference = self._open(source)
         self._expected: list[Outputs] = []
         self._accuracy: Accuracy | None = None
@@ -145,14 +149,16 @@ class Judge:
         """
         with self._open(path) as worker:
             operators = Counter(node.operator for node in worker.wait_opened().nodes)
-            distances = {name: _Distance() for name in self._outputs}
+            distances: dict[str, _Distance] = {}
             agreement = _Agreement()
+            boxes = None if self._detection is None else BoxAgreement(self._detection)
             for i, x_NCHW in enumerate(self._batches()):
                 if i == len(self._expected):  # those of the source are computed with the first file
                     self._expected.append(self._run(self._reference, x_NCHW))
                 exact, actual = self._expected[i], self._run(worker, x_NCHW)
-                for name, distance in distances.items():
-                    distance.add(actual[name], exact[name])
+                self._add(distances, actual, exact)
+                if boxes is not None:
+                    boxes.add(actual, exact)
                 if self._classifies(exact):
                     agreement.add(actual[self._outputs[0]], exact[self._outputs[0]])
                 self._progress("INT8 against FP32", (i + 1) * len(x_NCHW), 0)
@@ -163,8 +169,24 @@ class Judge:
                 sqnr_db=min(sqnr_db(distance.relative) for distance in distances.values()),
                 num_images=sum(len(next(iter(one.values()))) for one in self._expected),
                 agreement=agreement.same / agreement.total if agreement.total else None,
+                boxes=None if boxes is None else boxes.total,
                 operators=dict(sorted(operators.items())), **self._count_top1(worker), **self._time(worker),
             )  # fmt: skip
+
+    def _add(self, distances: dict[str, _Distance], actual: Outputs, exact: Outputs) -> None:
+        """What is compared of one batch; shapes are those of the outputs, before any view of them."""
+        for name in self._outputs:
+            if actual[name].shape != exact[name].shape:
+                raise InputError(
+                    f"INT8 file: an output of shape {list(actual[name].shape)}, expected {list(exact[name].shape)}"
+                )
+        if self._detection is None:
+            pairs = {name: (actual[name], exact[name]) for name in self._outputs}
+        else:
+            seen = view_arrays(self._view, exact, exact)
+            pairs = {name: (array, seen[name]) for name, array in view_arrays(self._view, actual, exact).items()}
+        for name, (got, reference) in pairs.items():
+            distances.setdefault(name, _Distance()).add(got, reference)
 
     def close(self) -> None:
         """End the FP32 session. May be called twice."""

@@ -40,8 +40,10 @@ class Point:
     shortfall: str
 
     def quality(self, budget: Budget) -> float:
-        """The more the better: points of top-1 where those are asked for, else the outputs' SQNR in dB."""
-        drop = self.judgement.top1_drop_points
+        """The more the better: points of top-1 or decisions where those are asked for, else the SQNR in dB."""
+        drop, changed = self.judgement.top1_drop_points, self.judgement.changed_percent
+        if budget.max_changed_percent is not None and changed is not None:
+            return -changed
         return self.judgement.sqnr_db if budget.max_drop_points is None or drop is None else -drop
 
 

@@ -22,6 +22,7 @@ from cspdeploy.core.errors import InputError
 from cspdeploy.quant.plan import Floats, Grid, QuantPlan
 from cspdeploy.quant.simulate import fake_quantise, planned_weights
 from cspdeploy.quant.torch_graph import GraphNode, TorchGraph
+from cspdeploy.quant.view import View, plain_view
 
 __all__ = ["Perturbation", "Samples", "layers_of"]
 
@@ -60,13 +61,16 @@ class Perturbation:
     Args:
         float_values: initializers of the float network that the plan was made for: equalised, say, but without what
             bias correction has added. By default those of the plan.
+        view: of the outputs: what errors are counted in.
 
     Raises:
         InputError: no output can be differentiated with respect to the image.
     """
 
-    def __init__(self, graph: TorchGraph, plan: QuantPlan, float_values: Mapping[str, Floats] | None) -> None:
-        self._graph, self._plan = graph, plan
+    def __init__(
+        self, graph: TorchGraph, plan: QuantPlan, float_values: Mapping[str, Floats] | None, *, view: View = plain_view
+    ) -> None:
+        self._graph, self._plan, self._view = graph, plan, view
         given = plan.values if float_values is None else float_values
         exact = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in given.items()}
         self._weights = planned_weights(graph, plan)
@@ -100,7 +104,9 @@ class Perturbation:
             x = torch.from_numpy(np.ascontiguousarray(x_NCHW)).requires_grad_()
             errors = _Errors(num_images=len(x_NCHW), rows={})
             self._graph.run(x, weights=self._weights, changes=self._changes(errors))
-            ends = {name: self._ends[name] for name in self._targets}
+            raw = {name: self._ends[name] for name in self._targets}
+            # The view hangs on the reference only to first order where the two are near.
+            ends = self._view(raw, {name: value.detach() for name, value in raw.items()})
             self._note_signal(ends, len(x_NCHW))
             for i in range(num_directions):
                 signs = [

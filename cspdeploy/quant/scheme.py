@@ -16,6 +16,7 @@ class Scheme:
         exponent: of channel equalisation; 0 for none.
         bias: biases are corrected on real activations.
         rounded: weights are rounded for the outputs' sake, not each to its nearest step.
+        mixed: each tensor's range by the method that moves the outputs least, as found with `method` for all.
         floats: layers that stay in float, by first output.
     """
 
@@ -23,6 +24,7 @@ class Scheme:
     exponent: float
     bias: bool = False
     rounded: bool = False
+    mixed: bool = False
     floats: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
@@ -30,6 +32,8 @@ class Scheme:
         parts = [self.method]
         if self.exponent:
             parts.append(f"equalised {self.exponent:g}")
+        if self.mixed:
+            parts.append("tensor by tensor")
         if self.bias:
             parts.append("biases corrected")
         if self.rounded:

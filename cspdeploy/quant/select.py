@@ -47,17 +47,36 @@ class Selection:
 
     def why(self) -> str:
         """The choice beside its alternatives: "through 38.9 dB (minmax 36.4, ...); biases corrected: 41.3 dB"."""
-        bare = [one for one in self.tried if not one.scheme.bias and not one.scheme.rounded]
-        chosen = next(one for one in bare if one.scheme == dataclasses.replace(self.scheme, bias=False, rounded=False))
+        first = self.tried[0].scheme.floats
+        relieved = [one for one in self.tried if one.scheme.floats - first and not one.scheme.rounded]
+        mixed = [one for one in self.tried if one.scheme.mixed and one not in relieved and not one.scheme.rounded]
+        usual = [one for one in self.tried if one not in relieved and not one.scheme.mixed]
+        added = frozenset[str]().union(*(one.scheme.floats - first for one in relieved))
+        own_scheme = dataclasses.replace(
+            self.scheme, rounded=False, mixed=False, floats=self.scheme.floats - added
+        )  # fmt: skip
+        bare = [one for one in usual if not one.scheme.bias and not one.scheme.rounded]
+        chosen = next(one for one in bare if _ranges(one.scheme) == _ranges(self.scheme))
         others = "; ".join(
-            f"{_label(one.scheme, chosen.scheme)}: {one.sqnr_db:.1f}" for one in bare if one is not chosen
-        )
+            f"{_label(one.scheme, chosen.scheme)}: {one.sqnr_db:.1f}"
+            for one in bare if _ranges(one.scheme) != _ranges(chosen.scheme)
+        )  # fmt: skip
         text = f"ranges by {_name(chosen.scheme)}: {chosen.sqnr_db:.1f} dB" + (f" ({others})" if others else "")
-        repaired = [one for one in self.tried if one.scheme.bias and not one.scheme.rounded]
+        repaired = [one for one in usual if one.scheme.bias and not one.scheme.rounded]
         if repaired:
-            own = next((one for one in repaired if one.scheme == dataclasses.replace(self.scheme, rounded=False)), None)
+            own = next((one for one in repaired if one.scheme == own_scheme), None)
             best = own or max(repaired, key=lambda one: one.sqnr_db)
             text += f"; biases corrected: {best.sqnr_db:.1f} dB" + ("" if own else ", not kept")
+        heads = [one for one in usual if one.scheme.floats != first and not one.scheme.rounded]
+        if heads:
+            kept = "" if own_scheme.floats == heads[-1].scheme.floats else ", not kept"
+            text += f"; heads in INT8: {heads[-1].sqnr_db:.1f} dB{kept}"
+        for one in mixed:
+            kept = "" if self.scheme.mixed else ", not kept"
+            text += f"; tensor by tensor: {one.sqnr_db:.1f} dB{kept}"
+        for one in relieved:
+            kept = "" if self.scheme.floats == one.scheme.floats else ", not kept"
+            text += f"; {len(one.scheme.floats - first)} more in float: {one.sqnr_db:.1f} dB{kept}"
         rounded = next((one for one in self.tried if one.scheme.rounded), None)
         if rounded is not None:
             kept = "" if self.scheme.rounded else ", not kept"
@@ -82,7 +101,8 @@ def select(assembly: Assembly, *, method: str, progress: Progress) -> Selection:
         return tried[scheme]
 
     methods = PREFERRED if method == "auto" else (method,)
-    best = _best(measure, [Scheme(method=name, exponent=FIRST_EXPONENT) for name in methods])
+    heads = assembly.float_heads
+    best = _best(measure, [Scheme(method=name, exponent=FIRST_EXPONENT, floats=heads) for name in methods])
     rivals = [dataclasses.replace(best, exponent=exponent) for exponent in EXPONENTS]
     best = _best(measure, rivals, best=(best, tried[best]))
     chosen = best
@@ -94,6 +114,7 @@ def select(assembly: Assembly, *, method: str, progress: Progress) -> Selection:
         tried[corrected] = assembly.sqnr_db(plans[corrected])
         if tried[corrected] > tried[best] + MIN_GAIN_DB:
             best = corrected
+    best = _with_heads(assembly, best, tried, measure)
     return Selection(
         scheme=best, plan=plans[best], sqnr_db=tried[best],
         tried=tuple(Tried(scheme=scheme, sqnr_db=sqnr) for scheme, sqnr in tried.items()),
@@ -111,6 +132,20 @@ def _best(
     if best is None:
         raise ValueError("no scheme to measure")
     return best[0]
+
+
+def _with_heads(
+    assembly: Assembly, best: Scheme, tried: dict[Scheme, float], measure: Callable[[Scheme], float]
+) -> Scheme:
+    """The last convolutions of a detector in INT8 too, where the engine could do that and it is harmless."""
+    whole = dataclasses.replace(best, floats=frozenset())
+    if whole == best or assembly.float_heads <= assembly.layout(whole).float_nodes.keys():
+        return best
+    return whole if measure(whole) >= tried[best] - MIN_GAIN_DB else best
+
+
+def _ranges(scheme: Scheme) -> tuple[str, float]:
+    return scheme.method, scheme.exponent
 
 
 def _name(scheme: Scheme) -> str:

@@ -19,6 +19,7 @@ from cspdeploy.core.onnx_graph import DEFAULT_DOMAIN, Node, node_module
 from cspdeploy.quant.perturbation import Perturbation, Samples, layers_of
 from cspdeploy.quant.plan import Floats, QuantPlan
 from cspdeploy.quant.torch_graph import GraphNode, TorchGraph
+from cspdeploy.quant.view import View, plain_view
 
 __all__ = ["LayerDamage", "Sensitivity", "measure_sensitivity"]
 
@@ -101,6 +102,7 @@ def measure_sensitivity(
     float_values: Mapping[str, Floats] | None = None,
     num_directions: int = NUM_DIRECTIONS,
     seed: int = 0,
+    view: View = plain_view,
     progress: Progress = lambda what, done, total: None,
 ) -> Sensitivity:
     """Damage of every layer whose weights the plan quantises. Memory is flat in the number of images.
@@ -110,13 +112,14 @@ def measure_sensitivity(
         groups: of tensors that share one step, as the layout has them.
         float_values: initializers of the float network, without what bias correction has added: then a correction
             that takes its layer's error away is credited to that layer. None: those of the plan.
+        view: of the outputs: what damage is counted in.
         progress: is told the images done, of 0 in all where `batches` does not tell its length.
 
     Raises:
         InputError: no output can be differentiated with respect to the image.
         ValueError: no images.
     """
-    pass_ = Perturbation(graph, plan, float_values)
+    pass_ = Perturbation(graph, plan, float_values, view=view)
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
         for part in pass_.chunks(batch):

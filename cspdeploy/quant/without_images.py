@@ -12,13 +12,14 @@ from typing import Any
 import onnx
 
 from cspdeploy.core.datasets import LabelledImages
+from cspdeploy.core.detection.spec import Detection
 from cspdeploy.core.types import StepRecord
 from cspdeploy.export.rewrite import count_operators_of, write_model
 from cspdeploy.quant.assemble import batch_size
 from cspdeploy.quant.budget import Budget, Judgement, earns_its_place
 from cspdeploy.quant.calibration import CalibrationSet
 from cspdeploy.quant.decide import runs_here
-from cspdeploy.quant.describe import describe_accuracy, rounded_db
+from cspdeploy.quant.describe import box_facts, describe_accuracy, rounded_db
 from cspdeploy.quant.integer_weights import WeightMode, quantise_weights
 from cspdeploy.quant.judge import JUDGE_LATENCY, Judge, Labelled
 from cspdeploy.quant.placements import Placement
@@ -32,6 +33,7 @@ RUNTIME = "ort-cpu"
 def quantise_without_images(
     model: onnx.ModelProto, source: Path, target: Path, *, mode: WeightMode, placement: Placement, budget: Budget,
     images: CalibrationSet, labelled: LabelledImages | None, progress: Callable[[str, int, int], None],
+    detection: Detection | None = None,
 ) -> StepRecord:  # fmt: skip
     """Write and judge it.
 
@@ -41,6 +43,7 @@ def quantise_without_images(
     Args:
         model: `source` as `prepare_float` leaves it.
         images: to judge on; nothing is fitted to them.
+        detection: of a detector, whose `source` gives its raw maps.
     """
     here = runs_here(placement)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".int8-") as folder:
@@ -50,7 +53,7 @@ def quantise_without_images(
             source, lambda: images.batches(batch_size(images)), progress=progress,
             runtime=placement.runtime if here and placement.runtime else RUNTIME,
             labelled=None if labelled is None else Labelled(images=labelled, contract=images.contract),
-            latency=JUDGE_LATENCY if here else None, exact_latency=budget.limits_latency,
+            detection=detection, latency=JUDGE_LATENCY if here else None, exact_latency=budget.limits_latency,
         ) as judge:  # fmt: skip
             judgement = judge.judge(path)
         facts = {"mode": mode, "placement": placement.name, "operators": count_operators_of(path)} | _facts(judgement)
@@ -72,7 +75,7 @@ def _facts(judgement: Judgement) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "runtime": judgement.runtime, "sqnr_db": rounded_db(judgement.sqnr_db), "agreement": judgement.agreement,
         "num_images": judgement.num_images,
-    }  # fmt: skip
+    } | box_facts(judgement)  # fmt: skip
     if judgement.top1 is None:
         return facts
     return facts | {"top1": judgement.top1, "top1_fp32": judgement.top1_fp32, "num_labelled": judgement.num_labelled}

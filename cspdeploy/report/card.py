@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cspdeploy.core.card import ModelCard
+from cspdeploy.core.detection.spec import Decode, Detection
 from cspdeploy.core.spec import Preprocess, Provenance
 from cspdeploy.core.types import Frontend
 from cspdeploy.report.tables import UNTRAINED
@@ -11,7 +12,7 @@ __all__ = ["card_lines"]
 
 NUM_LABELS = 5
 """Named; the rest are counted, and --json has all."""
-_TASKS = {"classify": "classifier", "features": "feature maps", "detect": "detector"}
+_TASKS = {"classify": "classifier", "features": "feature maps", "detect": "detector", "segment": "segmentation"}
 _RESIZES = {"crop": "shorter side, then the centre", "stretch": "both sides, ratio not kept", "letterbox": "letterbox"}
 
 
@@ -24,7 +25,9 @@ def card_lines(card: ModelCard | None) -> list[tuple[str, str]]:
         lines.append(("weights from", UNTRAINED))
     else:
         lines.append(("weights from", _provenance(card.provenance)))
-    if card.task == "classify":
+    if card.detection is not None and card.decode is not None:
+        lines.append(("boxes", _boxes(card.detection, card.decode)))
+    if card.task in ("classify", "detect"):
         lines.append(("labels", _labels(card.labels)))
     return [
         *lines,
@@ -38,10 +41,29 @@ def _labels(labels: tuple[str, ...]) -> str:
     return f"{', '.join(labels[:NUM_LABELS])}{more}"
 
 
+_CONTRACTS: dict[Decode, str] = {
+    "raw": "maps of the heads, which the application decodes",
+    "decoded": "boxes and scores of all candidates, which the application suppresses",
+    "nms": "boxes that the graph has suppressed",
+    "ultralytics": "centre, size and scores of all candidates in one output, which the application suppresses",
+    "trt": "boxes that TensorRT's plugin suppresses; ONNX Runtime cannot load the file",
+}
+
+
+def _boxes(detection: Detection, decode: Decode) -> str:
+    rule = detection.suppression
+    return (
+        f"{decode}: {_CONTRACTS[decode]}; score above {rule.score_threshold:g}, IoU up to {rule.iou_threshold:g}, "
+        f"at most {rule.max_detections}, in pixels of the network's input"
+    )
+
+
 def _provenance(found: Provenance) -> str:
     parts = [found.source, found.origin, f"on {found.dataset}" if found.dataset else ""]
     if found.accuracy is not None:
-        parts.append(f"top-1 {100 * found.accuracy.top1:.2f} % on {found.accuracy.num_images} images")
+        best = found.accuracy
+        figure = f"mAP50 {100 * best.map50:.2f} %" if best.map50 is not None else f"top-1 {100 * best.top1:.2f} %"
+        parts.append(f"{figure} on {best.num_images} images")
     parts += [f"licence {found.licence}" if found.licence else "", _short(found.weights_sha256)]
     return ", ".join(filter(None, parts))
 

@@ -75,13 +75,16 @@ def _accuracy_rows(pair: Any) -> list[list[str]]:
         return []
     rows = []
     other = "not by the network alone" if pair.reason else ""  # beside the number, for the reason stands far below
-    for name in ("top1", "top5"):
-        values = [None if side is None else 100 * getattr(side, name) for side in (pair.a, pair.b)]
+    for name, shown in (("top1", "top-1"), ("top5", "top-5"), ("map50", "mAP@0.5"), ("map", "mAP@0.5:0.95")):
+        values = [None if side is None or (got := getattr(side, name)) is None else 100 * got
+                  for side in (pair.a, pair.b)]  # fmt: skip
+        if values == [None, None]:
+            continue
         cells = ["" if value is None else f"{value:.2f} %" for value in values]
         difference = "not comparable" if all(cells) else ""
         if pair.comparable:
             difference = f"{values[1] - values[0]:+.2f} points"  # type: ignore[operator]
-        rows.append([f"{name[:3]}-{name[3:]}", *cells, difference, other if pair.comparable else ""])
+        rows.append([shown, *cells, difference, other if pair.comparable else ""])
     return rows
 
 
@@ -99,10 +102,10 @@ def _training(pair: Any) -> list[RenderableType]:
     table = compact_table("training")
     table.add_column("side", no_wrap=True)
     table.add_column("data set")
-    for name in ("size", "images", "epochs", "hours", "last epochs: loss, test top-1"):
+    for name in ("size", "images", "epochs", "hours", _curve_title(pair)):
         table.add_column(name, justify="right", no_wrap=True)
     for label, run in (("A", pair.a), ("B", pair.b)):
-        curve = "   ".join(f"{point.train_loss:.3f}, {100 * point.test_top1:.2f} %" for point in run.last_epochs)
+        curve = "   ".join(f"{point.train_loss:.3f}, {100 * _judged(point):.2f} %" for point in run.last_epochs)
         images = "" if run.num_images is None else f"{run.num_images:,}"
         table.add_row(
             label, run.dataset, format_size(run.size_px), images, str(run.epochs), f"{run.seconds / 3600:.1f}", curve
@@ -113,6 +116,17 @@ def _training(pair: Any) -> list[RenderableType]:
     else:
         verdict = Text(f"not an equal budget: {'; '.join(pair.differences)}", style="bold yellow")
     return [table, verdict]
+
+
+def _judged(point: Any) -> float:
+    """What an epoch was judged by, in [0, 1]."""
+    return float(point.test_top1 if point.test_map50 is None else point.test_map50)
+
+
+def _curve_title(pair: Any) -> str:
+    detects = [any(point.test_map50 is not None for point in run.last_epochs) for run in (pair.a, pair.b)]
+    judged = "test mAP@0.5" if all(detects) else "top-1 or mAP@0.5" if any(detects) else "test top-1"
+    return f"last epochs: loss, {judged}"
 
 
 def _regime(report: Any) -> list[str]:

@@ -55,7 +55,9 @@ def _add_row(suite: ET.Element, row: ParityRow) -> None:
     figures = {
         "verdict": row.verdict, "num_bytes": row.num_bytes or None, "rel_l2": row.rel_l2, "limit": row.limit,
         "max_abs": row.max_abs, "sqnr_db": row.sqnr_db, "top1_agreement": row.top1_agreement,
-        "top5_agreement": row.top5_agreement, "num_images": row.num_images or None, "top1": row.top1, "top5": row.top5,
+        "top5_agreement": row.top5_agreement, "box_recall": row.box_recall, "box_precision": row.box_precision,
+        "num_boxes": row.num_boxes, "num_images": row.num_images or None, "top1": row.top1, "top5": row.top5,
+        "map50": row.map50, "map": row.map,
         "p50_ms": row.p50_ms, "p95_ms": row.p95_ms, "latency": timing.verdict if timing else None,
         "ratio": timing.ratio if timing else None, "note": row.note or None,
     }  # fmt: skip
@@ -67,8 +69,9 @@ def _add_regression(suite: ET.Element, found: Regression) -> None:
     case = _add_case(suite, artifact=found.artifact, runtime=found.runtime, group=suite.get("name", ""))
     figures = {
         "verdict": found.verdict, "old_verdict": found.old_verdict, "new_verdict": found.new_verdict,
-        "rel_l2": found.rel_l2, "top1_agreement": found.top1_agreement, "old_bytes": found.old_bytes,
-        "new_bytes": found.new_bytes, "latency": found.latency or None, "ratio": found.ratio,
+        "rel_l2": found.rel_l2, "top1_agreement": found.top1_agreement, "same_boxes": found.same_boxes,
+        "old_bytes": found.old_bytes, "new_bytes": found.new_bytes, "latency": found.latency or None,
+        "ratio": found.ratio,
     }  # fmt: skip
     _add_properties(case, figures)
     _add_outcome(case, found.verdict, found.reason, failed=found.verdict in ("worse", "gone"))

@@ -70,6 +70,13 @@ def _limit(row: ParityRow) -> str:
     return number(row.limit, ".1e") + ("*" if any(limit.overridden for limit in row.limits) else "")
 
 
+def _same_boxes(row: ParityRow) -> str:
+    """Of the two shares the smaller one: lost boxes and invented ones are both wrong."""
+    if row.box_recall is None or row.box_precision is None:
+        return ""
+    return percent(min(row.box_recall, row.box_precision)) if row.num_boxes else "no box"
+
+
 _COLUMNS = (
     _Column(name="artifact", cell=lambda row: row.artifact, right=False),
     _Column(name="runtime", cell=lambda row: row.runtime, right=False),
@@ -78,7 +85,10 @@ _COLUMNS = (
     _Column(name="rel. L2", cell=_distance),
     _Column(name="limit", cell=_limit),
     _Column(name="same top-1", cell=lambda row: percent(row.top1_agreement), priority=2),
+    _Column(name="same boxes", cell=_same_boxes, priority=2),
     _Column(name="accuracy", cell=lambda row: percent(row.top1)),
+    _Column(name="mAP50", cell=lambda row: percent(row.map50)),
+    _Column(name="mAP", cell=lambda row: percent(row.map), priority=1),
     _Column(name="p50 ms", cell=lambda row: number(row.timing.p50_ms if row.timing else None, ".2f")),
     _Column(name="p95 ms", cell=lambda row: number(row.timing.p95_ms if row.timing else None, ".2f"), priority=4),
     _Column(name="speed", cell=speed_word, right=False),
@@ -98,7 +108,9 @@ class _Ladder:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         columns = [
-            column for column in _COLUMNS if column.name in _ALWAYS or any(str(column.cell(row)) for row in self.rows)
+            column
+            for column in _COLUMNS
+            if column.name in self._always() or any(str(column.cell(row)) for row in self.rows)
         ]
         while True:
             table = self._table(columns)
@@ -109,6 +121,10 @@ class _Ladder:
                 yield table
                 return
             columns = [column for column in columns if column.priority != least]
+
+    def _always(self) -> set[str]:
+        """Of a detector nothing is first: its boxes take the place of the first class."""
+        return _ALWAYS - {"same top-1"} if any(row.box_recall is not None for row in self.rows) else _ALWAYS
 
     def _table(self, columns: list[_Column], title: str | None = None) -> Table:
         table = compact_table(self.title if title is None else title)
@@ -173,7 +189,8 @@ def _regressions(report: VerifyReport) -> Table:
     table = compact_table(f"against {report.against}")
     for name in ("artifact", "runtime", "now"):
         table.add_column(name, no_wrap=True)
-    for name in ("rel. L2", "same top-1", "size"):
+    boxes = any(found.same_boxes is not None for found in report.regressions)
+    for name in ("rel. L2", "same boxes" if boxes else "same top-1", "size"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("speed", no_wrap=True)
     table.add_column("why")
@@ -181,7 +198,8 @@ def _regressions(report: VerifyReport) -> Table:
     for found in report.regressions:
         table.add_row(
             found.artifact, found.runtime, Text(found.verdict, style=styles.get(found.verdict, "")),
-            number(found.rel_l2, ".1e"), percent(found.top1_agreement), _growth(found), _old_speed(found), found.reason,
+            number(found.rel_l2, ".1e"), percent(found.same_boxes if boxes else found.top1_agreement), _growth(found),
+            _old_speed(found), found.reason,
         )  # fmt: skip
     return table
 

@@ -30,7 +30,7 @@ from cspdeploy.train.data import BatchLoader, measure_mean_std
 from cspdeploy.train.loop import EpochRecord, Progress, Recipe, train, write_curve
 from cspdeploy.train.metrics import measure_accuracy
 
-__all__ = ["TrainingReport", "train_model"]
+__all__ = ["TrainingReport", "replace_folder", "require_free", "train_model"]
 
 NUM_CALIBRATION_IMAGES = 512
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -69,14 +69,13 @@ def train_model(
     Raises:
         InputError: unknown network or data, a model or an unfinished run already there, or a loss that is not finite.
     """
-    folder, run = models / name, models / f".{name}.run"
     network = find_network(name)
-    if folder.exists() and not overwrite:
-        raise InputError(f"{folder}: exists already", fix="give --overwrite, or train with another --models folder")
-    if (run / CHECKPOINT_FILE).exists() and not (resume or overwrite):
+    if spec_of(network).task != "classify":
         raise InputError(
-            f"{run}: holds an unfinished run", fix="give --resume to go on with it, or --overwrite to start anew"
+            f"model '{name}': gives no classes of images, expected a classifier", fix="see: cspdeploy list"
         )
+    folder, run = models / network.name, models / f".{network.name}.run"
+    require_free(folder, run, resume=resume, overwrite=overwrite)
     training, testing = (open_dataset(data, split=split) for split in ("train", "test"))
     if training.labels != testing.labels:
         raise InputError(f"{data}: train and test have different classes", fix="give both the same class folders")
@@ -99,9 +98,23 @@ def train_model(
     finished = run / "model"
     accuracy = _write_model(finished, spec, average, training=training, testing=testing_loader, provenance=provenance)
     write_curve(finished / CURVE_FILE, recipe, curve, num_images=len(training))
-    _replace_folder(finished, folder)
+    replace_folder(finished, folder)
     shutil.rmtree(run)
     return TrainingReport(folder=str(folder), accuracy=accuracy, curve=tuple(curve))
+
+
+def require_free(folder: Path, run: Path, *, resume: bool, overwrite: bool) -> None:
+    """Nothing that a run would write over, unless asked to.
+
+    Raises:
+        InputError: a model of that name, or an unfinished run.
+    """
+    if folder.exists() and not overwrite:
+        raise InputError(f"{folder}: exists already", fix="give --overwrite, or train with another --models folder")
+    if (run / CHECKPOINT_FILE).exists() and not (resume or overwrite):
+        raise InputError(
+            f"{run}: holds an unfinished run", fix="give --resume to go on with it, or --overwrite to start anew"
+        )
 
 
 def _write_model(
@@ -131,7 +144,8 @@ def _calibration_images(data: LabelledImages, contract: Preprocess) -> np.ndarra
     return np.stack([resize_image(load_image(data.source(int(i))), contract) for i in indices])
 
 
-def _replace_folder(new: Path, place: Path) -> None:
+def replace_folder(new: Path, place: Path) -> None:
+    """Put a finished folder in its place; one that is there goes when the new one is."""
     if place.exists():
         old = place.with_name(f".{place.name}.old")
         shutil.rmtree(old, ignore_errors=True)

@@ -51,6 +51,26 @@ Contract read_contract(const nlohmann::json& given) {
   return contract;
 }
 
+Detection read_detection(const nlohmann::json& given, const nlohmann::json& decode) {
+  Detection detection;
+  for (const auto& one : given.at("heads")) {
+    Head head;
+    one.at("output").get_to(head.output);
+    one.at("stride_px").get_to(head.stride_px);
+    one.at("anchors").get_to(head.anchors);
+    one.at("scale_x_y").get_to(head.scale_x_y);
+    one.at("new_coords").get_to(head.new_coords);
+    detection.heads.push_back(head);
+  }
+  decode.get_to(detection.decode);
+  const auto& rule = given.at("suppression");
+  rule.at("score_threshold").get_to(detection.suppression.score_threshold);
+  rule.at("iou_threshold").get_to(detection.suppression.iou_threshold);
+  rule.at("max_detections").get_to(detection.suppression.max_detections);
+  check_detection(detection);
+  return detection;
+}
+
 const nlohmann::json& find_artifact(const nlohmann::json& manifest, const std::string& kind) {
   std::string kinds;
   for (const auto& artifact : manifest.at("artifacts")) {
@@ -67,7 +87,10 @@ Bundle read(const std::string& folder, const nlohmann::json& manifest, const std
                   "export the bundle again, or update this program");
   }
   const auto& spec = manifest.at("spec");
-  if (spec.at("task") != "classify") throw Problem("gives no classes", "read its outputs with an application of yours");
+  const bool detects = spec.at("task") == "detect";
+  if (spec.at("task") != "classify" && !detects) {
+    throw Problem("gives neither classes nor boxes", "read its outputs with an application of yours");
+  }
   // "onnx@320x320": of a further input size of the bundle, and the contract read here is of its own.
   if (kind.find('@') != std::string::npos) {
     throw Problem("'" + kind + "' is of a further input size, this program takes the bundle's own", "--artifact onnx");
@@ -90,7 +113,9 @@ Bundle read(const std::string& folder, const nlohmann::json& manifest, const std
   }
   const auto& input = artifact.at("inputs").at(0);
   input.at("name").get_to(bundle.input_name);
-  artifact.at("outputs").at(0).at("name").get_to(bundle.output_name);
+  for (const auto& output : artifact.at("outputs")) bundle.output_names.push_back(output.at("name"));
+  if (bundle.output_names.empty()) throw Problem("'" + kind + "' has no output", "export the bundle again");
+  if (detects) bundle.detection = read_detection(spec.at("detection"), artifact.at("decode"));
   const auto& batch = input.at("shape").at(0);
   if (batch.is_number_integer()) bundle.batch = batch.get<std::int64_t>();
   return bundle;

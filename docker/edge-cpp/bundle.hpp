@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "detect.hpp"
 #include "preprocess.hpp"
 
 struct Bundle {
@@ -13,7 +15,8 @@ struct Bundle {
   bool untrained = false;
   std::vector<std::uint8_t> model;  // the artifact's bytes, those whose hash was compared
   std::string input_name;
-  std::string output_name;
+  std::vector<std::string> output_names;
+  std::optional<Detection> detection;  // of a detector
   std::int64_t batch = 1;  // that the artifact takes
 };
 

@@ -1,29 +1,32 @@
-// Classifies images with an artifact of a bundle; prints one line of JSON for each.
+// Classes of images, or boxes in them, by an artifact of a bundle; prints one line of JSON for each image.
 //
-//   classify --bundle DIR [--artifact KIND] [--top N] [--threads N] [--logits] IMAGE...
+//   predict --bundle DIR [--artifact KIND] [--threads N] [--text] [--top N] [--logits]
+//           [--score-threshold S] [--iou-threshold I] [--max-detections N] IMAGE...
 //
-// A line is {"image", "untrained", "predictions": [{"label", "index", "probability"}]}, with --logits also "logits", or
-// {"image", "error"} for a file that is no image. Exit 0: all classified; 1: a changed file; 2: bad input; 3: engine.
-
-#include <fcntl.h>
-#include <onnxruntime_cxx_api.h>
-#include <unistd.h>
+// A line is {"image", "untrained", "predictions": [{"label", "index", "probability"}]}, with --logits also "logits"; of
+// a detector {"image", "untrained", "boxes": [{"label", "index", "score", "left", "top", "right", "bottom"}]} in pixels
+// of the picture, best first; {"image", "error"} for a file that is no image. With --text the name of the image, then a
+// line for each: "probability label", or "score label left,top,right,bottom".
+// Exit 0: all answered; 1: a changed file; 2: bad input; 3: engine.
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <iostream>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
-#include "bundle.hpp"
+#include "model.hpp"
 #include "problem.hpp"
 
 namespace {
+
+using Json = nlohmann::ordered_json;
 
 struct Options {
   std::string bundle;
@@ -31,6 +34,9 @@ struct Options {
   int top = 5;
   int threads = 0;
   bool logits = false;
+  bool text = false;
+  std::optional<double> score_threshold, iou_threshold;
+  std::optional<int> max_detections;
   std::vector<std::string> images;
 };
 
@@ -43,12 +49,23 @@ int read_number(const std::string& option, const std::string& text) {
   return int(value);
 }
 
+double read_share(const std::string& option, const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end || !(value >= 0 && value <= 1)) {
+    throw Problem(option + " " + text + ": expected a number from 0 to 1");
+  }
+  return value;
+}
+
 Options read_options(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
     const std::string name = argv[i];
     if (name == "--logits") {
       options.logits = true;
+    } else if (name == "--text") {
+      options.text = true;
     } else if (name.rfind("--", 0) != 0) {
       options.images.push_back(name);
     } else if (i + 1 == argc) {
@@ -61,85 +78,40 @@ Options read_options(int argc, char** argv) {
       options.top = read_number(name, argv[++i]);
     } else if (name == "--threads") {
       options.threads = read_number(name, argv[++i]);
+    } else if (name == "--score-threshold") {
+      options.score_threshold = read_share(name, argv[++i]);
+    } else if (name == "--iou-threshold") {
+      options.iou_threshold = read_share(name, argv[++i]);
+    } else if (name == "--max-detections") {
+      options.max_detections = read_number(name, argv[++i]);
     } else {
       throw Problem(name + ": unknown");
     }
   }
   if (options.bundle.empty() || options.images.empty()) {
-    throw Problem("no bundle or no image given", "classify --bundle DIR IMAGE...");
+    throw Problem("no bundle or no image given", "predict --bundle DIR IMAGE...");
   }
   return options;
 }
 
-// Nothing on the standard error while it lives. Debian 13's build (1.21.0+dfsg-1) registers ONNX's operators twice, and
-// tells of each: a thousand lines when the first model is opened. What is really wrong comes as an exception.
-class Silence {
- public:
-  Silence() : kept_(dup(STDERR_FILENO)) {
-    const int nowhere = open("/dev/null", O_WRONLY);
-    dup2(nowhere, STDERR_FILENO);
-    close(nowhere);
-  }
-  ~Silence() {
-    dup2(kept_, STDERR_FILENO);
-    close(kept_);
-  }
-  Silence(const Silence&) = delete;
-  Silence& operator=(const Silence&) = delete;
-
- private:
-  int kept_;
-};
-
-class Classifier {
- public:
-  Classifier(Bundle bundle, int threads) : bundle_(std::move(bundle)) {
-    const Silence silence;
-    try {
-      env_ = Ort::Env(ORT_LOGGING_LEVEL_ERROR, "classify");
-      Ort::SessionOptions options;
-      options.SetIntraOpNumThreads(threads);
-      session_ = Ort::Session(env_, bundle_.model.data(), bundle_.model.size(), options);
-    } catch (const Ort::Exception& error) {
-      throw Problem(std::string("ONNX Runtime ") + OrtGetApiBase()->GetVersionString() + ": " + error.what(),
-                    "a newer ONNX Runtime, or an artifact for this one: cspdeploy export --opset", kNoEngine);
+// Of a detector, its thresholds or those that were asked for; nothing of a classifier.
+std::optional<Detection> wanted_boxes(const Bundle& bundle, const Options& options) {
+  if (!bundle.detection) {
+    if (options.score_threshold || options.iou_threshold || options.max_detections) {
+      throw Problem("the bundle gives no boxes, and takes no thresholds", "leave them away");
     }
-    bundle_.model = {};  // the session has its own copy
+    return std::nullopt;
   }
-
-  const Bundle& bundle() const { return bundle_; }
-
-  // Raw class scores of one image.
-  std::vector<float> logits(const std::string& path) {
-    const Contract& contract = bundle_.contract;
-    std::vector<float> x_NCHW = normalise(fit(load_image(path), contract), contract);
-    const std::size_t size = x_NCHW.size();
-    // A fixed batch is filled with the same image.
-    for (std::int64_t n = 1; n < bundle_.batch; ++n) x_NCHW.insert(x_NCHW.end(), x_NCHW.begin(), x_NCHW.begin() + size);
-    const std::array<std::int64_t, 4> shape{bundle_.batch, 3, contract.height_px, contract.width_px};
-    const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-    const auto input =
-        Ort::Value::CreateTensor<float>(memory, x_NCHW.data(), x_NCHW.size(), shape.data(), shape.size());
-    const char* input_name = bundle_.input_name.c_str();
-    const char* output_name = bundle_.output_name.c_str();
-    const auto outputs = session_.Run(Ort::RunOptions{nullptr}, &input_name, &input, 1, &output_name, 1);
-    const std::vector<std::int64_t> taken = outputs[0].GetTensorTypeAndShapeInfo().GetShape();
-    const std::size_t num = bundle_.labels.size();
-    if (taken != std::vector<std::int64_t>{bundle_.batch, std::int64_t(num)}) {
-      throw Problem("the artifact's output has not one value for each label", "export the bundle again");
-    }
-    const float* values = outputs[0].GetTensorData<float>();
-    return {values, values + num};
-  }
-
- private:
-  Bundle bundle_;
-  Ort::Env env_{nullptr};
-  Ort::Session session_{nullptr};
-};
+  if (options.logits) throw Problem("--logits: the bundle gives boxes", "leave it away");
+  Suppression rule = bundle.detection->suppression;
+  rule.score_threshold = options.score_threshold.value_or(rule.score_threshold);
+  rule.iou_threshold = options.iou_threshold.value_or(rule.iou_threshold);
+  rule.max_detections = options.max_detections.value_or(rule.max_detections);
+  return with_suppression(*bundle.detection, rule);
+}
 
 // The `top` likeliest classes, likeliest first; equal ones by lower index. Softmax in float64.
-nlohmann::ordered_json likeliest(const std::vector<float>& logits, const std::vector<std::string>& labels, int top) {
+Json likeliest(const std::vector<float>& logits, const std::vector<std::string>& labels, int top) {
   const double largest = *std::max_element(logits.begin(), logits.end());
   double sum = 0.0;
   for (float value : logits) sum += std::exp(value - largest);
@@ -147,7 +119,7 @@ nlohmann::ordered_json likeliest(const std::vector<float>& logits, const std::ve
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return logits[a] > logits[b]; });
   order.resize(std::min<std::size_t>(order.size(), top));
-  auto found = nlohmann::ordered_json::array();
+  auto found = Json::array();
   for (std::size_t index : order) {
     found.push_back(
         {{"label", labels[index]}, {"index", index}, {"probability", std::exp(logits[index] - largest) / sum}});
@@ -155,26 +127,78 @@ nlohmann::ordered_json likeliest(const std::vector<float>& logits, const std::ve
   return found;
 }
 
-nlohmann::ordered_json classify(Classifier& classifier, const std::string& path, const Options& options) {
-  nlohmann::ordered_json line{{"image", path}};
+Json listed(const std::vector<Box>& boxes, const std::vector<std::string>& labels) {
+  auto found = Json::array();
+  for (const Box& box : boxes) {
+    if (box.index < 0 || std::size_t(box.index) >= labels.size()) {
+      throw Problem("a box of class " + std::to_string(box.index) + " and " + std::to_string(labels.size()) + " labels",
+                    "export the bundle again");
+    }
+    found.push_back({{"label", labels[std::size_t(box.index)]}, {"index", box.index}, {"score", box.score},
+                     {"left", box.left}, {"top", box.top}, {"right", box.right}, {"bottom", box.bottom}});
+  }
+  return found;
+}
+
+Json answer(Model& model, const std::optional<Detection>& detection, const std::string& path, const Options& options) {
+  const Bundle& bundle = model.bundle();
+  Json line{{"image", path}};
   try {
-    const std::vector<float> logits = classifier.logits(path);
-    line["untrained"] = classifier.bundle().untrained;
-    line["predictions"] = likeliest(logits, classifier.bundle().labels, options.top);
-    if (options.logits) line["logits"] = logits;
+    const Image image = load_image(path);
+    const Tensors outputs = model.run(image);
+    line["untrained"] = bundle.untrained;
+    if (detection) {
+      const auto boxes = to_picture(find_boxes(outputs, *detection), bundle.contract, image.width, image.height);
+      line["boxes"] = listed(boxes, bundle.labels);
+    } else {
+      const std::vector<float> logits = read_logits(outputs, bundle);
+      line["predictions"] = likeliest(logits, bundle.labels, options.top);
+      if (options.logits) line["logits"] = logits;
+    }
   } catch (const Problem& problem) {  // a broken image is no reason to leave the others
     line["error"] = problem.what();
   }
   return line;
 }
 
+std::string rounded(const char* form, double value) {
+  char text[64];
+  std::snprintf(text, sizeof text, form, value);
+  return text;
+}
+
+std::string as_text(const Json& line, const std::optional<Detection>& detection) {
+  std::string text = line.at("image").get<std::string>() + "\n";
+  if (line.contains("error")) return text + "  error: " + line.at("error").get<std::string>() + "\n";
+  if (line.at("untrained")) text = "UNTRAINED: the weights are random, no answer means anything\n" + text;
+  if (!detection) {
+    for (const auto& one : line.at("predictions")) {
+      text += "  " + rounded("%.3f", one.at("probability")) + "  " + one.at("label").get<std::string>() + "\n";
+    }
+    return text;
+  }
+  for (const auto& box : line.at("boxes")) {
+    text += "  " + rounded("%.3f", box.at("score")) + "  " + box.at("label").get<std::string>() + "  ";
+    text += rounded("%.0f,", box.at("left")) + rounded("%.0f,", box.at("top")) + rounded("%.0f,", box.at("right"));
+    text += rounded("%.0f\n", box.at("bottom"));
+  }
+  if (line.at("boxes").empty()) text += "  no box above " + rounded("%g\n", detection->suppression.score_threshold);
+  return text;
+}
+
 int run(const Options& options) {
-  Classifier classifier(read_bundle(options.bundle, options.artifact), options.threads);
+  Bundle bundle = read_bundle(options.bundle, options.artifact);
+  const std::optional<Detection> detection = wanted_boxes(bundle, options);
+  Model model(std::move(bundle), options.threads);
   int code = kDone;
   for (const auto& path : options.images) {
-    const nlohmann::ordered_json line = classify(classifier, path, options);
+    const Json line = answer(model, detection, path, options);
     // Names of files may hold anything; JSON is UTF-8.
-    std::cout << line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << std::endl;
+    if (options.text) {
+      std::cout << as_text(line, detection) << std::flush;
+    } else {
+      std::cout << line.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
+    }
     if (line.contains("error")) code = kBadInput;
   }
   return code;

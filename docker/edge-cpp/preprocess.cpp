@@ -99,19 +99,16 @@ std::vector<int> nearest(int from, int to) {
   return all;
 }
 
-Image letterbox(const Image& image, const Contract& contract) {
+// Darknet's letterbox_image: the longer side fits, the rest is grey. Sizes and offsets are cut to whole pixels.
+Fit letterbox_size(std::int64_t from_width, std::int64_t from_height, const Contract& contract) {
   const std::int64_t width = contract.width_px, height = contract.height_px;
   std::int64_t inner_width = width, inner_height = height;
-  if (width * image.height < height * image.width) {
-    inner_height = std::max<std::int64_t>(1, image.height * width / image.width);
+  if (width * from_height < height * from_width) {
+    inner_height = std::max<std::int64_t>(1, from_height * width / from_width);
   } else {
-    inner_width = std::max<std::int64_t>(1, image.width * height / image.height);
+    inner_width = std::max<std::int64_t>(1, from_width * height / from_height);
   }
-  const Image inner = resize(image, int(inner_width), int(inner_height), contract.interpolation);
-  Image canvas(contract.width_px, contract.height_px, kLetterboxGrey);
-  const int left = int(width - inner_width) / 2, top = int(height - inner_height) / 2;
-  for (int y = 0; y < inner.height; ++y) std::copy_n(inner.at(0, y), 3 * inner.width, canvas.at(left, top + y));
-  return canvas;
+  return {int(inner_width), int(inner_height), -int((width - inner_width) / 2), -int((height - inner_height) / 2)};
 }
 
 }  // namespace
@@ -140,23 +137,32 @@ Image resize(const Image& image, int width, int height, const std::string& inter
   return height == image.height ? rows : resample_columns(rows, height, interpolation);
 }
 
-Image fit(const Image& image, const Contract& contract) {
+Fit fit_size(int from_width, int from_height, const Contract& contract) {
   const int width = contract.width_px, height = contract.height_px;
-  if (contract.resize == "stretch") return resize(image, width, height, contract.interpolation);
-  if (contract.resize == "letterbox") return letterbox(image, contract);
-  const double scale = std::max(double(int(width / contract.crop_pct)) / image.width,
-                                double(int(height / contract.crop_pct)) / image.height);
+  if (contract.resize == "stretch") return {width, height, 0, 0};
+  if (contract.resize == "letterbox") return letterbox_size(from_width, from_height, contract);
+  const double scale = std::max(double(int(width / contract.crop_pct)) / from_width,
+                                double(int(height / contract.crop_pct)) / from_height);
   // nearbyint rounds halves to even, as Python's round does.
-  const double scaled_width = std::max<double>(width, std::nearbyint(image.width * scale));
-  const double scaled_height = std::max<double>(height, std::nearbyint(image.height * scale));
+  const double scaled_width = std::max<double>(width, std::nearbyint(from_width * scale));
+  const double scaled_height = std::max<double>(height, std::nearbyint(from_height * scale));
   if (scaled_width * scaled_height > double(kMaxPixels)) {
-    throw Problem(std::to_string(image.width) + "x" + std::to_string(image.height) + " px: too thin");
+    throw Problem(std::to_string(from_width) + "x" + std::to_string(from_height) + " px: too thin");
   }
-  const Image scaled = resize(image, int(scaled_width), int(scaled_height), contract.interpolation);
-  const int left = int(std::nearbyint((scaled.width - width) / 2.0));
-  const int top = int(std::nearbyint((scaled.height - height) / 2.0));
-  Image out(width, height);
-  for (int y = 0; y < height; ++y) std::copy_n(scaled.at(left, top + y), 3 * width, out.at(0, y));
+  const double left = std::nearbyint((scaled_width - width) / 2.0);
+  const double top = std::nearbyint((scaled_height - height) / 2.0);
+  return {int(scaled_width), int(scaled_height), int(left), int(top)};
+}
+
+Image fit(const Image& image, const Contract& contract) {
+  const Fit place = fit_size(image.width, image.height, contract);
+  const Image scaled = resize(image, place.scaled_width, place.scaled_height, contract.interpolation);
+  // One of both is 0 on each axis: the window cuts the image, or the image leaves a border of the window.
+  const int from_x = std::max(0, place.left), from_y = std::max(0, place.top);
+  const int to_x = std::max(0, -place.left), to_y = std::max(0, -place.top);
+  const int columns = std::min(contract.width_px, scaled.width), rows = std::min(contract.height_px, scaled.height);
+  Image out(contract.width_px, contract.height_px, kLetterboxGrey);
+  for (int y = 0; y < rows; ++y) std::copy_n(scaled.at(from_x, from_y + y), 3 * columns, out.at(to_x, to_y + y));
   return out;
 }
 

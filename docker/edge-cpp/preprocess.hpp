@@ -22,6 +22,18 @@ struct Contract {
 // Pillow's Image.resize, bit for bit.
 Image resize(const Image& image, int width, int height, const std::string& interpolation);
 
+// An image is scaled to that size, and laid under a window of the contract's; `left` and `top` are the window's within
+// the scaled image, negative where a border stays.
+struct Fit {
+  int scaled_width = 0;
+  int scaled_height = 0;
+  int left = 0;
+  int top = 0;
+};
+
+// Throws Problem: so thin that it would be too large when scaled.
+Fit fit_size(int width, int height, const Contract& contract);
+
 // Resized and cropped, still RGB. Throws Problem: so thin that it would be too large when scaled.
 Image fit(const Image& image, const Contract& contract);
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** Classes of images by a cspdeploy bundle, and the proof that the bundle works here. `node app.mjs --help` */
+/** Classes of images, or boxes in them, by a bundle, and the proof that it works here. `node app.mjs --help` */
 
 import { createHash } from "node:crypto";
 import { readFileSync, realpathSync } from "node:fs";
@@ -8,14 +8,18 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
-import { MANIFEST_FILE, portableArtifacts } from "../edge-web/lib/manifest.js";
+import { detectionFor, findBoxes, inPicture } from "../edge-web/lib/detect.js";
+import { MANIFEST_FILE, portableArtifacts, requireAnswers } from "../edge-web/lib/manifest.js";
 import { InputError, classes, networkInput } from "../edge-web/lib/preprocess.js";
 import { checkFiles, checkHashes, findArtifact, readManifest } from "./bundle.mjs";
 
 const HELP = `usage: app.mjs BUNDLE IMAGE... [--artifact onnx] [--top 5] [--json]
+               [--score-threshold S] [--iou-threshold I] [--max-detections N]
        app.mjs selftest BUNDLE [--artifact KIND]... [--json]
 
 BUNDLE is a folder that \`cspdeploy export\` made. --artifact: onnx, onnx-fp16, onnx-int8, ...; selftest: all by default.
+--top: classes. Of a detector a line is score, label and left,top,right,bottom in pixels of the picture; thresholds are
+those of the export unless given.
 Exit 0: done and passed. 1: a check failed. 2: wrong use or bad input. 3: onnxruntime-node or sharp is missing.
 `;
 const SELFTEST_SCHEMA_VERSION = 1;
@@ -25,6 +29,9 @@ const ENGINE_MISSING = 3;
 const OPTIONS = {
   artifact: { type: "string", multiple: true },
   top: { type: "string", default: "5" },
+  "score-threshold": { type: "string" },
+  "iou-threshold": { type: "string" },
+  "max-detections": { type: "string" },
   json: { type: "boolean", default: false },
   help: { type: "boolean", short: "h", default: false },
 };
@@ -49,21 +56,16 @@ export async function main(args, write) {
   return predict(positionals, values, write);
 }
 
-async function predict([folder, ...images], { artifact: kinds = ["onnx"], top: topText, json }, write) {
+async function predict([folder, ...images], values, write) {
+  const { artifact: kinds = ["onnx"], json } = values;
   if (!folder || !images.length)
     throw new InputError("expected a bundle and at least one image", "node app.mjs --help");
-  const top = Number(topText);
-  if (!Number.isInteger(top) || top < 1)
-    throw new InputError(`--top ${topText}: expected a whole number from 1 up`, "--top 5");
   if (kinds.length > 1) throw new InputError("--artifact: given more than once", "give it once");
+  const top = readTop(values.top);
   const manifest = readManifest(folder);
-  if (manifest.spec.task !== "classify") {
-    throw new InputError(
-      `${manifest.spec.name}: gives ${manifest.spec.outputs.join(", ")}, not classes`,
-      "name a bundle of a classifier",
-    );
-  }
+  requireAnswers(manifest);
   const artifact = findArtifact(manifest, kinds[0], folder);
+  const detection = readDetection(manifest, artifact, values);
   checkFiles(folder, manifest);
   await checkHashes(folder, manifest, [artifact.file]);
   await import("sharp"); // what is missing is told before anything is opened
@@ -73,10 +75,10 @@ async function predict([folder, ...images], { artifact: kinds = ["onnx"], top: t
   if (untrained && !json) write(`${UNTRAINED}\n`);
   const results = [];
   for (const image of images) {
-    const entry = await classify(engine, manifest, image, top);
+    const entry = await answer(engine, manifest, image, { top, detection });
     results.push({ image, untrained, ...entry });
     if (entry.error) complain(entry);
-    else if (!json) write(predictionText(image, entry.predictions));
+    else if (!json) write(detection ? boxesText(image, entry.boxes, detection) : predictionText(image, entry.predictions));
   }
   await engine.release();
   if (json) {
@@ -86,18 +88,48 @@ async function predict([folder, ...images], { artifact: kinds = ["onnx"], top: t
   return results.some(({ error }) => error) ? BAD_INPUT : 0;
 }
 
+function readTop(text) {
+  const top = Number(text);
+  if (!Number.isInteger(top) || top < 1)
+    throw new InputError(`--top ${text}: expected a whole number from 1 up`, "--top 5");
+  return top;
+}
+
+/** Of a detector, with the thresholds that were given. */
+function readDetection({ spec }, artifact, values) {
+  const asked = {};
+  for (const name of ["score-threshold", "iou-threshold", "max-detections"]) {
+    if (values[name] === undefined) continue;
+    if (spec.task !== "detect") throw new InputError(`--${name}: ${spec.name} gives no boxes`, `leave --${name} away`);
+    const value = values[name].trim() === "" ? NaN : Number(values[name]);
+    if (Number.isNaN(value)) throw new InputError(`--${name} ${values[name]}: expected a number`, `--${name} 0.5`);
+    asked[name.replace("-", "_")] = value;
+  }
+  return spec.task === "detect" ? detectionFor(spec.detection, artifact, asked) : undefined;
+}
+
 /** One at a time, so that one is in memory; of one that cannot be read the reason, and the others go on. */
-async function classify(engine, manifest, path, top) {
+async function answer(engine, { spec, labels }, path, { top, detection }) {
   const { decodeImage } = await import("./decode.mjs");
   try {
-    const input = networkInput(await decodeImage(path), manifest.spec.preprocess, engine.artifact.frontend);
-    const outputs = await engine.run(input);
-    const logits = outputs[manifest.spec.outputs[0]]?.data ?? [];
-    return { predictions: classes(logits, manifest.labels, top) };
+    const image = await decodeImage(path);
+    const outputs = await engine.run(networkInput(image, spec.preprocess, engine.artifact.frontend));
+    if (!detection) return { predictions: classes(outputs[spec.outputs[0]]?.data ?? [], labels, top) };
+    const boxes = findBoxes(outputs, detection, engine.artifact.decode);
+    return { boxes: inPicture(boxes, labels, spec.preprocess, image) };
   } catch (error) {
     if (!(error instanceof InputError)) throw error;
-    return { predictions: [], error: error.message, fix: error.fix };
+    return { [detection ? "boxes" : "predictions"]: [], error: error.message, fix: error.fix };
   }
+}
+
+function boxesText(image, boxes, { suppression }) {
+  const lines = boxes.map(({ score, label, left, top, right, bottom }) => {
+    const sides = [left, top, right, bottom].map((side) => side.toFixed(0));
+    return `  ${score.toFixed(3)}  ${label}  ${sides.join(",")}`;
+  });
+  if (!lines.length) lines.push(`  no box above ${suppression.score_threshold}`);
+  return `${[image, ...lines].join("\n")}\n`;
 }
 
 function predictionText(image, predictions) {

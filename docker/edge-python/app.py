@@ -1,7 +1,9 @@
-"""Classifies every image that is put into a folder, and prints one line of JSON for each.
+"""Classifies every image that is put into a folder, or finds the objects in it, and prints one line of JSON for each.
 
-A line is {"image", "untrained", "predictions": [{"label", "index", "probability"}]}, or {"image", "error"} for a file
-that is no image. The folder is looked at again and again, not watched: network file systems report no changes.
+A line is {"image", "untrained", "predictions": [{"label", "index", "probability"}]}, of a detector {"image",
+"untrained", "boxes": [{"label", "index", "score", "left", "top", "right", "bottom"}]} in pixels of the picture, or
+{"image", "error"} for a file that is no image. The folder is looked at again and again, not watched: network file
+systems report no changes.
 """
 
 from __future__ import annotations
@@ -78,16 +80,16 @@ class Folder:
         return found
 
 
-def classify(predictor: Predictor, path: Path, *, top: int) -> dict[str, object]:
+def answer(predictor: Predictor, path: Path, *, top: int) -> dict[str, object]:
     """One line of the output."""
     try:
-        predictions = predictor(path, top=top)
+        found = predictor(path, top=top)
     except InputError as error:  # a broken image is no reason to end
         return {"image": path.name, "error": error.message}
     return {
         "image": path.name,
         "untrained": predictor.untrained,
-        "predictions": [dataclasses.asdict(prediction) for prediction in predictions],
+        "boxes" if predictor.task == "detect" else "predictions": [dataclasses.asdict(one) for one in found],
     }
 
 
@@ -96,7 +98,7 @@ def watch(predictor: Predictor, options: argparse.Namespace, *, stop: threading.
     folder = Folder(options.images, wait_for_rest=not options.once)
     while not stop.is_set():
         for path in folder.new_images():
-            sys.stdout.write(json.dumps(classify(predictor, path, top=options.top), ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(answer(predictor, path, top=options.top), ensure_ascii=False) + "\n")
             sys.stdout.flush()
             if stop.is_set():
                 return
@@ -107,15 +109,15 @@ def watch(predictor: Predictor, options: argparse.Namespace, *, stop: threading.
 
 def read_options() -> argparse.Namespace:
     """From the command line."""
-    parser = argparse.ArgumentParser(description="Classify every image that is put into a folder.")
+    parser = argparse.ArgumentParser(description="Classes of every image that is put into a folder, or boxes.")
     parser.add_argument("images", type=Path, help="the folder")
     parser.add_argument("--bundle", required=True, help="what cspdeploy export has written")
     parser.add_argument("--artifact", default="onnx", help="kind of artifact (default: %(default)s)")
     parser.add_argument("--runtime", default="ort-cpu", help="engine and device (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of the engine; 0: all cores (default: %(default)s)")
-    parser.add_argument("--top", type=int, default=5, help="classes a line (default: %(default)s)")
+    parser.add_argument("--top", type=int, default=5, help="classes a line, of a classifier (default: %(default)s)")
     parser.add_argument("--interval", type=float, default=0.5, help="seconds between looks (default: %(default)s)")
-    parser.add_argument("--once", action="store_true", help="classify what is there, then end")
+    parser.add_argument("--once", action="store_true", help="take what is there, then end")
     return parser.parse_args()
 
 

@@ -1,5 +1,7 @@
 /** The page: what is chosen, what is shown. */
 
+import { detectionFor, findBoxes, inPicture } from "./lib/detect.js";
+import { drawBoxes } from "./lib/draw.js";
 import { fetchGolden, fetchManifest, hasWebgpu, numThreads, openEngine } from "./lib/model.js";
 import { decodePhoto } from "./lib/photo.js";
 import { portableArtifacts } from "./lib/manifest.js";
@@ -7,6 +9,8 @@ import { InputError, classes, networkInput } from "./lib/preprocess.js";
 import { checkArtifact, checkPreprocessing } from "./lib/prove.js";
 
 const TOP = 5;
+/** Boxes in the list; the picture shows all of them. */
+const LISTED = 50;
 const MEGABYTE = 1e6;
 const at = (id) => document.getElementById(id);
 const controls = ["file", "artifact", "engine", "prove"].map(at);
@@ -86,7 +90,8 @@ async function warmUp(artifact) {
   await engine.run(networkInput(grey, manifest.spec.preprocess, artifact.frontend));
 }
 
-async function classify() {
+/** The photograph's classes, or the boxes in it. */
+async function answer() {
   if (!photo || !engine) return;
   say("Working…");
   clearResult();
@@ -97,42 +102,65 @@ async function classify() {
   const prepared = performance.now();
   const outputs = await engine.run(input);
   const done = performance.now();
-  const logits = outputs[manifest.spec.outputs[0]].data;
-  if (!logits.every(Number.isFinite))
-    throw new InputError("the engine gave values that are no numbers", "choose another artifact or engine");
-  const found = classes(logits, manifest.labels, TOP);
-  showClasses(found);
+  const told = manifest.spec.task === "detect" ? showBoxes(outputs, image) : showBest(outputs);
   at("preprocessing").textContent = `${(prepared - start).toFixed(1)} ms`;
   at("inference").textContent = `${(done - prepared).toFixed(1)} ms`;
   at("ran-on").textContent = engine.name;
   at("times").hidden = false;
   const note = transparent ? " It has transparent parts, whose colours a browser does not keep." : "";
-  say(`${photo.name ?? "Image"}, ${image.width}x${image.height} px: ${found[0].label}.${note}`);
+  say(`${photo.name ?? "Image"}, ${image.width}x${image.height} px: ${told}.${note}`);
+}
+
+/** @returns {string} the likeliest class */
+function showBest(outputs) {
+  const logits = outputs[manifest.spec.outputs[0]].data;
+  if (!logits.every(Number.isFinite))
+    throw new InputError("the engine gave values that are no numbers", "choose another artifact or engine");
+  const found = classes(logits, manifest.labels, TOP);
+  showItems(found.map((one) => ({ ...one, share: one.probability, text: `${(100 * one.probability).toFixed(1)} %` })));
   at("classes").dataset.index = String(found[0].index);
+  return found[0].label;
+}
+
+/** @returns {string} how many boxes there are */
+function showBoxes(outputs, image) {
+  const detection = detectionFor(manifest.spec.detection, engine.artifact);
+  const found = findBoxes(outputs, detection, engine.artifact.decode);
+  const boxes = inPicture(found, manifest.labels, manifest.spec.preprocess, image);
+  drawBoxes(at("drawn"), image, boxes);
+  at("drawn").setAttribute("aria-label", `the photograph with ${boxes.length} boxes`);
+  at("drawn").hidden = false;
+  at("preview").hidden = true;
+  showItems(boxes.slice(0, LISTED).map((box) => ({ ...box, share: box.score, text: box.score.toFixed(3) })));
+  if (!boxes.length) return `no box above ${detection.suppression.score_threshold}`;
+  return boxes.length > 1 ? `${boxes.length} boxes` : "1 box";
 }
 
 function clearResult() {
   at("classes").replaceChildren();
   delete at("classes").dataset.index;
   at("times").hidden = true;
+  at("drawn").hidden = true;
+  at("preview").hidden = !previewUrl;
 }
 
-function showClasses(found) {
-  const items = found.map(({ label, index, probability }) => {
+/** A class or a box each; `data-` attributes tell a test the same. */
+function showItems(found) {
+  const items = found.map(({ label, share, text, ...values }) => {
     const item = document.createElement("li");
-    Object.assign(item.dataset, { index: String(index), probability: String(probability) });
-    item.append(bar(probability), span("label", label), span("share", `${(100 * probability).toFixed(1)} %`));
+    for (const [name, value] of Object.entries(values)) item.dataset[name] = String(value);
+    item.append(bar(share), span("label", label), span("share", text));
     return item;
   });
   at("classes").replaceChildren(...items);
 }
 
 /** Drawn as SVG: the page's own policy forbids styles in elements. */
-function bar(probability) {
+function bar(share) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
   svg.setAttribute("aria-hidden", "true");
-  rect.setAttribute("width", `${100 * probability}%`);
+  rect.setAttribute("width", `${100 * share}%`);
   rect.setAttribute("height", "100%");
   svg.append(rect);
   return svg;
@@ -160,12 +188,11 @@ async function prove() {
       return item;
     }),
   );
-  const passed = rows.every((row) => row.verdict === "pass");
-  say(
-    passed
-      ? `This browser computes what the original network said (${engine.name}).`
-      : "This browser computes something else than the original network.",
-  );
+  const told = new Set(rows.map((row) => row.verdict));
+  const same = told.has("skip")
+    ? "What this artifact gives could not be judged."
+    : `This browser computes what the original network said (${engine.name}).`;
+  say(told.has("fail") ? "This browser computes something else than the original network." : same);
 }
 
 function take(file) {
@@ -179,7 +206,7 @@ function take(file) {
   busy(async () => {
     clearResult();
     if (!engine) await open();
-    await classify();
+    await answer();
   });
 }
 
@@ -193,6 +220,10 @@ async function start() {
     ...choices.map(({ kind, num_bytes: size }) => new Option(`${kind} (${(size / MEGABYTE).toFixed(1)} MB)`, kind)),
   );
   at("title").textContent = read.spec.name;
+  if (read.spec.task === "detect") {
+    at("result-title").textContent = "Boxes";
+    at("classes").setAttribute("aria-label", "boxes, best first");
+  }
   at("untrained").hidden = read.spec.provenance.source !== "random";
   document.title = `${read.spec.name} in the browser`;
   at("engine").querySelector("[value=webgpu]").disabled = !(await hasWebgpu());
@@ -227,7 +258,7 @@ for (const name of ["artifact", "engine"]) {
       clearResult();
       at("checks").replaceChildren();
       await open();
-      await classify();
+      await answer();
     }),
   );
 }

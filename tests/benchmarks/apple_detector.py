@@ -3,6 +3,7 @@
     pip download --no-deps napari-apple==0.0.8          # a Keras h5 with its Darknet cfg, BSD-3-Clause
     apt-get download tuxpaint-stamps-default            # cut-out photographs of apples; dpkg -x it into DIR
     python tests/benchmarks/apple_detector.py convert napari_apple-0.0.8-py3-none-any.whl apple.onnx [--size 416]
+    python tests/benchmarks/apple_detector.py darknet napari_apple-0.0.8-py3-none-any.whl FOLDER [--size 416]
     python tests/benchmarks/apple_detector.py scenes STAMPS PHOTOS FOLDER [--count 96] [--seed 0]
     python tests/benchmarks/apple_detector.py detect apple.onnx IMAGE...
     cspdeploy export apple.onnx --preprocess darknet --int8 --calib FOLDER -o OUT
@@ -11,6 +12,8 @@
 STAMPS is the folder `food/fruit` of the stamps, PHOTOS any folder of photographs. Give calibration and judgement
 scenes of different seeds; FOLDER.npy beside FOLDER holds the same images for int8_peers.py. `convert` needs
 h5py and torch, the rest numpy, pillow and an engine. --preprocess darknet tells the export what the input is.
+`darknet` writes the same network as apple.cfg, apple.weights and apple.names, which `cspdeploy export apple.cfg
+--weights apple.weights --names apple.names` takes; Darknet's eps is 1e-5, so the difference goes into the variances.
 
 Input `input` [1, 3, S, S] float32, RGB in [0, 1], stretched to the square. Outputs: `boxes` [1, A, 4] as left, top,
 right, bottom in parts of the sides, and `scores` [1, A, C] = objectness x class; A = 3 anchors of each cell of the two
@@ -25,6 +28,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import sys
 import tempfile
 import zipfile
@@ -80,6 +84,31 @@ def load_keras(network: DarknetNet, data: bytes) -> None:
                 norm.running_var.copy_(value(norms[name], "moving_variance") + (KERAS_EPS - BN_EPS))
 
 
+def open_wheel(wheel: Path, size_px: int) -> tuple[str, DarknetNet]:
+    """The cfg's text at that size, and its network with the trained values."""
+    from cspdeploy.nets.darknet.cfg import parse_cfg
+    from cspdeploy.nets.darknet.network import DarknetNet
+
+    with zipfile.ZipFile(wheel) as archive:
+        cfg, h5 = archive.read(CFG).decode(), archive.read(H5)
+    for side in ("width", "height"):
+        cfg = re.sub(rf"^{side}\s*=\s*\d+", f"{side}={size_px}", cfg, count=1, flags=re.MULTILINE)
+    network = DarknetNet(parse_cfg(cfg, source=CFG)).eval()
+    load_keras(network, h5)
+    return cfg, network
+
+
+def write_darknet_files(wheel: Path, folder: Path, *, size_px: int) -> None:
+    """apple.cfg, apple.weights and apple.names, as Darknet itself would have left them after the training."""
+    from cspdeploy.nets.darknet.weights import write_darknet
+
+    cfg, network = open_wheel(wheel, size_px)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "apple.cfg").write_text(cfg)
+    (folder / "apple.names").write_text("apple\n")
+    write_darknet(folder / "apple.weights", network)
+
+
 def decoded(network: DarknetNet) -> torch.nn.Module:
     """The network with its heads decoded (Darknet's [yolo] without new_coords)."""
     import torch
@@ -122,13 +151,8 @@ def convert(wheel: Path, target: Path, *, size_px: int, raw: bool) -> None:
     import torch
 
     from cspdeploy.export.onnx import export_onnx
-    from cspdeploy.nets.darknet.cfg import parse_cfg
-    from cspdeploy.nets.darknet.network import DarknetNet
 
-    with zipfile.ZipFile(wheel) as archive:
-        cfg, h5 = archive.read(CFG).decode(), archive.read(H5)
-    network = DarknetNet(parse_cfg(cfg, source=CFG).with_size(size_px, size_px)).eval()
-    load_keras(network, h5)
+    _, network = open_wheel(wheel, size_px)
     model = network if raw else decoded(network).eval()
     names = network.output_names if raw else ("boxes", "scores")
     x_NCHW = torch.rand(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
@@ -190,11 +214,12 @@ def main() -> None:
         return one
 
     converting, scenes = command("convert", "wheel", "target"), command("scenes", "stamps", "photos", "folder")
+    darknet = command("darknet", "wheel", "folder")
     command("detect", "model", "images")
     command("match", "reference", "other", "folder").add_argument(
         "--engine", choices=("ort", "openvino"), default="ort"
     )
-    for one in (converting, scenes):
+    for one in (converting, darknet, scenes):
         one.add_argument("--size", type=int, default=416)
     converting.add_argument("--raw", action="store_true", help="the heads, not boxes and scores")
     scenes.add_argument("--count", type=int, default=96)
@@ -202,6 +227,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.command == "convert":
         convert(given.wheel, given.target, size_px=given.size, raw=given.raw)
+    elif given.command == "darknet":
+        write_darknet_files(given.wheel, given.folder, size_px=given.size)
     elif given.command == "scenes":
         numbers = {"count": given.count, "seed": given.seed, "size_px": given.size}
         make_scenes(given.stamps, given.photos, given.folder, **numbers)

@@ -68,6 +68,7 @@ def test_only_latency_needs_no_reference(tmp_path: Path, monkeypatch: pytest.Mon
     assert subject.feeds["image"].shape == (1, 3, 8, 8)
 
 
+@pytest.mark.usefixtures("references_here")
 def test_against_another_file(tmp_path: Path) -> None:
     path, other = _save(tmp_path / "net.onnx", IMAGE), _save(tmp_path / "other.onnx", IMAGE, w=2 * W)
     subject = file_subject(path, against=other)
@@ -76,6 +77,7 @@ def test_against_another_file(tmp_path: Path) -> None:
     assert relative_l2(subject.outputs_fp64["y"], 2 * file_subject(path).outputs_fp64["y"]) < 1e-12
 
 
+@pytest.mark.usefixtures("references_here")
 def test_inputs_may_be_called_otherwise_but_not_be_others(tmp_path: Path) -> None:
     path = _save(tmp_path / "net.onnx", IMAGE)
     renamed = _save(tmp_path / "renamed.onnx", IMAGE.replace("image", "picture"))
@@ -89,6 +91,7 @@ def test_inputs_may_be_called_otherwise_but_not_be_others(tmp_path: Path) -> Non
         file_subject(other, against=path)
 
 
+@pytest.mark.usefixtures("references_here")
 def test_without_torch_and_onnx_the_file_itself_is_the_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +108,7 @@ def test_without_torch_and_onnx_the_file_itself_is_the_reference(
     assert 2.0**-24 < subject.floors["y"] < 1e-5
 
 
+@pytest.mark.usefixtures("references_here")
 def test_operator_that_the_reference_does_not_know(tmp_path: Path) -> None:
     text = "(float[1, 8] x) => (float[1, 8] y) { y = com.microsoft.BiasGelu(x, b) }"
     path = _save(tmp_path / "net.onnx", text, domains=', "com.microsoft": 1', b=np.ones(8, np.float32))
@@ -143,6 +147,7 @@ def test_inputs_of_many_kinds(tmp_path: Path) -> None:
     assert all(np.array_equal(array, again[name]) for name, array in feeds.items())
 
 
+@pytest.mark.usefixtures("references_here")
 def test_real_images(tmp_path: Path, photos: Path) -> None:
     text = "(float[N, 3, 8, 8] image) => (float[N, 4, 1, 1] y) { c = Conv(image, w)  y = GlobalAveragePool(c) }"
     subject = file_subject(_save(tmp_path / "net.onnx", text), images=photos, contract="unit")
@@ -153,6 +158,7 @@ def test_real_images(tmp_path: Path, photos: Path) -> None:
     assert subject.outputs_fp64["y"].shape == (3, 4, 1, 1)
 
 
+@pytest.mark.usefixtures("references_here")
 def test_thousand_scores_are_classes(tmp_path: Path, photos: Path) -> None:
     text = "(float[1, 3, 4, 4] x) => (float[1, 1000] y) { f = Flatten(x)  y = MatMul(f, m) }"
     path = _save(tmp_path / "net.onnx", text, m=RNG.normal(size=(48, 1000)).astype(np.float32))
@@ -207,6 +213,7 @@ def test_images_need_a_contract_and_a_contract_needs_images(tmp_path: Path, phot
         file_subject(path, contract="unit")
 
 
+@pytest.mark.usefixtures("references_here")
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -221,6 +228,7 @@ def test_no_network_of_one_image(tmp_path: Path, photos: Path, text: str, reason
         file_subject(path, images=photos, contract="unit")
 
 
+@pytest.mark.usefixtures("references_here")
 def test_broken_file_is_told_how_to_find_the_node(tiny_bundle: Path, tmp_path: Path) -> None:
     plain, broken = tiny_bundle / "tiny.onnx", tmp_path / "broken.onnx"
     model = onnx.load(plain)

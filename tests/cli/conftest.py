@@ -11,7 +11,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cspdeploy.check import latency
+from cspdeploy.check import latency, settings
 from cspdeploy.cli.app import main
 from cspdeploy.export import simplify
 
@@ -56,6 +56,17 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "exported"
+
+
+@pytest.fixture
+def export(tiny_models: Path, output: Path) -> list[object]:
+    """The words of an export that works; a later option of the same name wins."""
+    return ["export", "tiny", "--models", tiny_models, "-o", output, "--no-verify"]
+
+
+@pytest.fixture
 def without_simplifier(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports keep the unsimplified graph, in no time: onnxsim takes longer to import than all else together."""
     monkeypatch.setattr(simplify, "_CHILD", ["false"])
@@ -69,3 +80,10 @@ def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
         max_warmup_seconds=0.0, lead_in_seconds=0.0,
     )  # fmt: skip
     monkeypatch.setattr(latency, "LatencySettings", quick)
+
+
+@pytest.fixture
+def sessions_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verification opens its sessions in this process, in a fraction of the time, and without the audit."""
+    quick = functools.partial(settings.VerifySettings, isolate=False, audit=False)
+    monkeypatch.setattr(settings, "VerifySettings", quick)

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,34 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import cspdeploy
 from cspdeploy.cli.build import parse_size, parse_sizes
+from cspdeploy.cli.decode_options import suppression_request
 from cspdeploy.core.bundle import check_hashes, read_manifest
+from cspdeploy.core.detection.spec import SuppressionOptions
 from cspdeploy.core.errors import InputError
 
 Run = Callable[..., CompletedProcess[str]]
 Refuse = Callable[..., str]
 ROOT = Path(cspdeploy.__file__).parents[1]
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "exported"
-
-
-@pytest.fixture
-def export(tiny_models: Path, output: Path) -> list[object]:
-    """The words of an export that works; a later option of the same name wins."""
-    return ["export", "tiny", "--models", tiny_models, "-o", output, "--no-verify"]
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -63,7 +48,7 @@ def test_export_is_verified_by_default(run: Run, tiny_models: Path, output: Path
     assert _left_in(output) == ["tiny"]
 
 
-@pytest.mark.usefixtures("quick_latency", "without_simplifier")
+@pytest.mark.usefixtures("quick_latency", "without_simplifier", "sessions_here")
 def test_failing_artifact_makes_the_command_fail(
     run: Run, tiny_models: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,7 +62,7 @@ def test_failing_artifact_makes_the_command_fail(
     check_hashes(output / "tiny", read_manifest(output / "tiny"))
 
 
-@pytest.mark.usefixtures("without_simplifier")
+@pytest.mark.usefixtures("without_simplifier", "sessions_here")
 def test_untrained_is_said_everywhere(run: Run, export: list[object], output: Path, tmp_path: Path) -> None:
     done = run(*export, "--weights", "random")
     assert done.returncode == 0
@@ -160,104 +145,6 @@ def test_unknown_model_suggests_the_nearest(refuse: Refuse, tiny_models: Path, o
     lines = refuse("export", "cspdarknet35", "--models", tiny_models, "-o", output)
     assert "error: model 'cspdarknet35': unknown" in lines
     assert "did you mean 'cspdarknet53'?" in lines
-    assert not output.exists()
-
-
-# --- weights ---
-
-
-class _Code:
-    """A pickle of it runs a command when it is loaded without care."""
-
-    def __init__(self, marker: Path) -> None:
-        self._marker = marker
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self._marker}",)
-
-
-def _weights(tiny_models: Path) -> dict[str, Tensor]:
-    return load_file(tiny_models / "tiny" / "model.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("file", "why"),
-    [
-        ("missing.safetensors", "not found"),
-        ("empty.safetensors", "empty file (0 bytes)"),
-        ("empty.pth", "empty file (0 bytes)"),
-        ("corrupt.safetensors", "not a safetensors file"),
-        ("corrupt.pth", "corrupt.pth"),
-        ("cut.safetensors", "not a safetensors file"),
-        ("cut.pth", "not a PyTorch file"),
-        ("other.safetensors", "weights of another network: "),
-        ("code.pth", "needs code to be run"),
-        ("code-in-dict.pth", "needs code to be run"),
-        ("nan.safetensors", "NaN or infinite values in head.fc.weight"),
-        ("infinite.pth", "NaN or infinite values in head.fc.weight"),
-    ],
-)
-def test_bad_weights(
-    refuse: Refuse, export: list[object], output: Path, tiny_models: Path, tmp_path: Path, file: str, why: str
-) -> None:
-    path, marker = tmp_path / file, tmp_path / "code-has-run"
-    whole = _weights(tiny_models)
-    kind = path.stem
-    if kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "corrupt":
-        path.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{broken}" * 9)
-    elif kind == "other":
-        save_file({"backbone.weight": torch.zeros(3)}, path)
-    elif kind == "code":
-        path.write_bytes(pickle.dumps(_Code(marker)))
-    elif kind == "code-in-dict":
-        torch.save({**whole, "hook": _Code(marker)}, path)
-    elif kind in ("nan", "infinite"):
-        whole["head.fc.weight"][0, 0] = float("nan" if kind == "nan" else "inf")
-    if kind in ("cut", "nan", "infinite"):
-        (save_file if path.suffix == ".safetensors" else torch.save)(whole, path)
-    if kind == "cut":
-        path.write_bytes(path.read_bytes()[:2000])
-    lines = refuse(*export, "--weights", path)
-    assert str(path) in lines
-    assert why in lines
-    assert not output.exists()
-    assert not marker.exists()
-
-
-def test_weights_of_another_network_are_named_key_by_key(
-    refuse: Refuse, export: list[object], tiny_models: Path, tmp_path: Path
-) -> None:
-    state = _weights(tiny_models)
-    state["head.fc.weight"] = torch.zeros(7, 48)
-    state["extra"] = torch.zeros(2)
-    del state["stem.conv1.conv.weight"]
-    save_file(state, tmp_path / "other.safetensors")
-    lines = refuse(*export, "--weights", tmp_path / "other.safetensors")
-    for part in (
-        "missing stem.conv1.conv.weight [8, 3, 3, 3]", "unexpected extra [2]",
-        "head.fc.weight is [7, 48], expected [10, 48]",
-    ):  # fmt: skip
-        assert part in lines
-
-
-# --- images ---
-
-
-@pytest.mark.parametrize("kind", ["empty", "no image", "broken image", "empty image"])
-def test_bad_calibration_folder(refuse: Refuse, export: list[object], output: Path, tmp_path: Path, kind: str) -> None:
-    folder = tmp_path / "calib"
-    folder.mkdir()
-    if kind == "no image":
-        (folder / "notes.txt").write_text("none")
-    elif kind == "broken image":
-        Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / "a.png")
-        (folder / "b.png").write_bytes(b"no image")
-    elif kind == "empty image":
-        (folder / "b.png").write_bytes(b"")
-    lines = refuse(*export, "--calib", folder)
-    assert (str(folder / "b.png") if kind.endswith(" image") and kind != "no image" else str(folder)) in lines
     assert not output.exists()
 
 
@@ -368,7 +255,7 @@ def test_ctrl_c_during_export_keeps_the_old_bundle(
     assert _left_in(output) == ["tiny"]
 
 
-@pytest.mark.usefixtures("without_simplifier")
+@pytest.mark.usefixtures("without_simplifier", "sessions_here")
 def test_second_export_is_refused_and_kill_9_of_the_first_keeps_the_old_bundle(
     run: Run,
     refuse: Refuse,
@@ -389,16 +276,6 @@ def test_second_export_is_refused_and_kill_9_of_the_first_keeps_the_old_bundle(
     assert run(*export, "--weights", "random").returncode == 0
     assert _left_in(output) == ["tiny"]
     assert read_manifest(bundle).spec.provenance.untrained
-
-
-# --- train ---
-
-
-def test_train_refuses_what_it_cannot_do(refuse: Refuse, tmp_path: Path) -> None:
-    models: list[Any] = ["--models", tmp_path / "models"]
-    assert "did you mean 'cspdarknet53'?" in refuse("train", "cspdarknet35", "--data", tmp_path, *models)
-    assert "nowhere" in refuse("train", "cspdarknet53", "--data", "nowhere", *models)
-    assert not (tmp_path / "models").exists()
 
 
 # --- features ---
@@ -422,3 +299,35 @@ def test_strides_that_are_none(refuse: Refuse, export: list[object], output: Pat
 def test_stride_that_the_network_has_not(refuse: Refuse, export: list[object], output: Path) -> None:
     assert "it has [1, 2, 4, 8]" in refuse(*export, "--features", "--strides", "64")
     assert _left_in(output) == []
+
+
+# --- boxes ---
+
+
+def test_a_name_with_a_colon_that_is_nothing(refuse: Refuse, output: Path) -> None:
+    assert "error: model 'foo:bar': unknown, none of the" in refuse("export", "foo:bar", "-o", output)
+
+
+def test_a_model_folder_may_have_a_colon_in_its_path(run: Run, tiny_models: Path, tmp_path: Path, output: Path) -> None:
+    """The bundle is called as the folder, and for that the folder's own name has none."""
+    folder = Path(shutil.copytree(tiny_models / "tiny", tmp_path / "run:3" / "tiny"))
+    assert run("export", folder, "-o", output, "--no-verify").returncode == 0
+    assert _left_in(output) == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [("--score-threshold", 1.5, "0 to below 1"), ("--iou-threshold", 0, "above 0 to 1"),
+     ("--max-detections", 5000, "1 to 4096")],
+)  # fmt: skip
+def test_an_option_of_boxes_that_is_wrong(
+    refuse: Refuse, export: list[object], option: str, value: float, expected: str
+) -> None:
+    assert f"{option}: got {value}, expected {expected}".replace("got 0,", "got 0.0,") in refuse(*export, option, value)
+
+
+def test_options_of_boxes_for_a_classifier_name_the_one_that_was_given(refuse: Refuse, export: list[object]) -> None:
+    assert "--max-detections: 'tiny' gives logits, not boxes" in refuse(*export, "--max-detections", 9)
+    asked = suppression_request(score=None, iou=0.5, detections=None)
+    assert asked == SuppressionOptions(iou_threshold=0.5)
+    assert suppression_request(score=None, iou=None, detections=None) is None

@@ -79,6 +79,7 @@ def test_required_int8_that_is_refused_fails_and_leaves_a_whole_bundle(
     check_hashes(output / "tiny", read_manifest(output / "tiny"))
 
 
+@pytest.mark.usefixtures("sessions_here")
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_latency")
 @pytest.mark.parametrize(("mode", "kind"), [("dynamic", "onnx-int8"), ("weights", "onnx-int8-weights")])
@@ -226,6 +227,7 @@ def calib(tmp_path: Path, photos: np.ndarray) -> Path:
     return tmp_path / "calib"
 
 
+@pytest.mark.usefixtures("references_here")
 @pytest.mark.usefixtures("int8_is_faster")
 def test_onnx_file_from_elsewhere(run: Run, tmp_path: Path, output: Path, calib: Path) -> None:
     """Opset 11 has no scales by channel: the INT8 file's is raised, the others' is not."""
@@ -239,6 +241,7 @@ def test_onnx_file_from_elsewhere(run: Run, tmp_path: Path, output: Path, calib:
     onnx.checker.check_model(output / "net" / "net.int8.onnx", full_check=True)
 
 
+@pytest.mark.usefixtures("references_here")
 def test_graph_without_convolution(refuse: Refuse, tmp_path: Path, output: Path, calib: Path) -> None:
     path = _network(tmp_path / "net.onnx", operator="Relu")
     lines = refuse("export", path, "--int8", "--calib", calib, "--preprocess", "unit", "-o", output, "--no-verify")
@@ -246,6 +249,7 @@ def test_graph_without_convolution(refuse: Refuse, tmp_path: Path, output: Path,
     assert _left_in(output) == []
 
 
+@pytest.mark.usefixtures("references_here")
 def test_file_that_is_quantised_already(refuse: Refuse, tiny_int8_bundle: Path, output: Path, calib: Path) -> None:
     path = tiny_int8_bundle / "tiny.int8.onnx"
     lines = refuse("export", path, "--int8", "--calib", calib, "--preprocess", "unit", "-o", output, "--no-verify")

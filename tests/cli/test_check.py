@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shutil
 import xml.etree.ElementTree as ET  # the file is our own
@@ -35,11 +34,10 @@ RUNGS = [
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sessions are opened here, in a fraction of the time; one test has them in children, as a user has."""
+def in_this_process(request: pytest.FixtureRequest) -> None:
+    """One test has its sessions in children, as a user has."""
     if "as_a_user" not in request.fixturenames:
-        quick = functools.partial(settings.VerifySettings, isolate=False, audit=False)
-        monkeypatch.setattr(settings, "VerifySettings", quick)
+        request.getfixturevalue("sessions_here")
 
 
 @pytest.fixture
@@ -130,6 +128,7 @@ def test_accuracy_of_labelled_images(run: Run, tiny_bundle: Path, tmp_path: Path
         for i in range(10):
             pixels = rng.integers(0, 256, (8, 8), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / f"label {label}" / f"{i}.png")
+            (tmp_path / "data" / f"label {label}" / f"{i}.txt").write_text("a caption, and no box")
     done = run("verify", tiny_bundle, "--no-latency", "--json", "-r", "ort-cpu", "--accuracy", tmp_path / "data")
     assert done.returncode == 0
     for row in json.loads(done.stdout)["rows"][1:]:
@@ -338,6 +337,7 @@ def test_old_bundle_that_cannot_be_compared_is_refused_before_the_new_one_is_ver
 # --- one file ---
 
 
+@pytest.mark.usefixtures("references_here")
 def test_file_from_anywhere_is_judged_by_the_one_it_was_made_from(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
     for name in ("tiny.onnx", "tiny.fp16.onnx"):
         shutil.copy(tiny_bundle / name, tmp_path / name)
@@ -358,6 +358,7 @@ def test_time_limit_that_is_no_time(refuse: Refuse, tiny_bundle: Path, value: st
     assert "--time-limit" in refuse("verify", tiny_bundle, "--no-latency", "--time-limit", value)
 
 
+@pytest.mark.usefixtures("references_here")
 def test_suffix_may_be_written_large(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
     shutil.copy(tiny_bundle / "tiny.onnx", tmp_path / "TINY.ONNX")
     done = run("verify", tmp_path / "TINY.ONNX", "--no-latency")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import struct
@@ -15,7 +16,9 @@ import pytest
 from onnx import TensorProto
 from PIL import Image
 
+from cspdeploy.check import doctor
 from cspdeploy.core.spec import ModelSpec
+from tests.edge.detectors import write_detector
 
 Run = Callable[..., CompletedProcess[str]]
 Refuse = Callable[..., str]
@@ -156,6 +159,14 @@ def test_near_runtime_is_suggested(refuse: Refuse, tiny_bundle: Path, photo: Pat
     assert "fix: --runtime ort-cpu" in refuse("predict", tiny_bundle, photo, "--runtime", "ort-cpv")
 
 
+def test_number_of_classes_is_not_asked_of_a_detector(run: Run, refuse: Refuse, tmp_path: Path, photo: Path) -> None:
+    bundle = write_detector(tmp_path / "spots")
+    lines = refuse("predict", bundle, photo, "--top", 3)
+    assert "--top: " in lines
+    assert "fix: --max-detections 3" in lines
+    assert run("predict", bundle, photo).returncode == 0
+
+
 def test_predict_from_a_folder_that_is_no_bundle(refuse: Refuse, tmp_path: Path, photo: Path) -> None:
     assert str(tmp_path / "none") in refuse("predict", tmp_path / "none", photo)
     assert str(tmp_path) in refuse("predict", tmp_path, photo)
@@ -276,7 +287,8 @@ def test_list_with_a_broken_model(refuse: Refuse, tmp_path: Path) -> None:
     assert "spec.json: not JSON" in refuse("list", "--models", tmp_path)
 
 
-def test_doctor_as_a_table_and_as_json(run: Run) -> None:
+def test_doctor_as_a_table_and_as_json(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "diagnose", functools.cache(doctor.diagnose))  # one takes seconds
     found = run("doctor", "--json")
     report = json.loads(found.stdout)
     assert found.returncode == (0 if report["healthy"] else 1)

@@ -1,84 +1,27 @@
+"""What is read of an ONNX file without onnx."""
+
 from __future__ import annotations
 
-import functools
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from cspdeploy.core.errors import InputError
-from cspdeploy.core.onnx_graph import Graph, Node, Value, module_path, node_module, read_onnx, walk_nodes
+from cspdeploy.core.onnx_graph import Value, module_path, node_module, read_onnx, walk_nodes
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.nets.registry import build
-
-FLOAT = TensorProto.FLOAT
-HEADER = '<ir_version: 8, opset_import: ["" : 18, "com.example": 2]>'
-NET = f"""{HEADER} net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {{
-    c = Conv<pads = [0, 0, 0, 0], group = 1>(x, w, b)
-    r = LeakyRelu<alpha = 0.125>(c)
-    y = Clip(r, low)
-}}"""
-IF = f"""{HEADER} net (float[2] x, bool flag) => (float[2] y) {{
-    outer = Relu(x)
-    y = If(flag) <
-        then_branch = then () => (float[2] t) {{ t = Neg(outer) }},
-        else_branch = otherwise () => (float[2] e) {{ deeper = Abs(outer)  e = Add(deeper, k) }}
-    >
-}}"""
-
-
-def _arrays() -> dict[str, np.ndarray[Any, Any]]:
-    rng = np.random.default_rng(0)
-    return {
-        "w": rng.normal(size=(4, 3, 3, 3)).astype(np.float32), "b": np.zeros(4, np.float32),
-        "low": np.float32(0.0), "k": np.ones(2, np.float32),
-    }  # fmt: skip
-
-
-def _model(text: str, *weights: str) -> onnx.ModelProto:
-    model = onnx.parser.parse_model(text)
-    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(_arrays()[name]), name) for name in weights)
-    return model
-
-
-@functools.cache
-def _net() -> bytes:
-    return bytes(_model(NET, "w", "b", "low").SerializeToString())
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[onnx.ModelProto | bytes], Path]:
-    """`write(model)`: it as a file."""
-
-    def save(model: onnx.ModelProto | bytes) -> Path:
-        path = tmp_path / "net.onnx"
-        path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-        return path
-
-    return save
-
-
-Write = Callable[[onnx.ModelProto | bytes], Path]
-
-
-def _tensor_model(tensor: TensorProto) -> onnx.ModelProto:
-    output = helper.make_tensor_value_info("y", FLOAT, [1])
-    node = helper.make_node("Identity", [tensor.name], ["y"])
-    return helper.make_model(helper.make_graph([node], "g", [], [output], [tensor]))
-
+from tests.core.small_files import FLOAT, HEADER, IF, NET, Write, model_of, net, tensor_model
 
 # --- what is read ---
 
 
 def test_model_and_graph(write: Write) -> None:
-    model = _model(NET, "w", "b", "low")
+    model = model_of(NET, "w", "b", "low")
     model.producer_name, model.producer_version = "somebody", "1.2"
     model.metadata_props.add(key="author", value="me")
     path = write(model)
@@ -97,7 +40,7 @@ def test_model_and_graph(write: Write) -> None:
 
 
 def test_node(write: Write) -> None:
-    conv, leaky, clip = read_onnx(write(_net())).graph.nodes
+    conv, leaky, clip = read_onnx(write(net())).graph.nodes
     assert (conv.index, conv.domain, conv.inputs, conv.outputs) == (0, "ai.onnx", ("x", "w", "b"), ("c",))
     assert conv.attributes == {"pads": (0, 0, 0, 0), "group": 1}
     assert leaky.attributes == {"alpha": 0.125}
@@ -127,7 +70,7 @@ def test_every_kind_of_attribute(write: Write) -> None:
 
 
 def test_attribute_of_an_old_file_without_its_type(write: Write) -> None:
-    model = _model(NET, "w", "b", "low")
+    model = model_of(NET, "w", "b", "low")
     for node in model.graph.node:
         for attribute in node.attribute:
             attribute.ClearField("type")
@@ -136,7 +79,7 @@ def test_attribute_of_an_old_file_without_its_type(write: Write) -> None:
 
 
 def test_zero_that_is_not_written_is_zero(write: Write) -> None:
-    model = _model(NET, "w", "b", "low")
+    model = model_of(NET, "w", "b", "low")
     model.graph.node[1].attribute[0].ClearField("f")
     assert read_onnx(write(model)).graph.nodes[1].attributes == {"alpha": 0.0}
 
@@ -155,7 +98,7 @@ def test_array_of_every_type(write: Write, dtype: str, raw: bool) -> None:
         tensor = numpy_helper.from_array(expected, "t")
     else:
         tensor = helper.make_tensor("t", code, expected.shape, expected.flatten().tolist())
-    found = read_onnx(write(_tensor_model(tensor))).graph.initializers["t"]
+    found = read_onnx(write(tensor_model(tensor))).graph.initializers["t"]
     assert (found.dtype, found.shape, found.num_values, found.num_bytes) == (dtype, (2, 3), 6, expected.nbytes)
     array = found.array()
     np.testing.assert_array_equal(array, expected, strict=True)
@@ -171,7 +114,7 @@ def test_four_bits(write: Write, code: int, dtype: str, raw: bool) -> None:
         data = bytes(tensor.int32_data)
         tensor.ClearField("int32_data")
         tensor.raw_data = data
-    found = read_onnx(write(_tensor_model(tensor))).graph.initializers["t"]
+    found = read_onnx(write(tensor_model(tensor))).graph.initializers["t"]
     assert (found.dtype, found.num_bytes) == (dtype, 2)
     np.testing.assert_array_equal(found.array(), values)
 
@@ -180,26 +123,26 @@ def test_bfloat16_is_read_as_float32(write: Write) -> None:
     tensor = TensorProto(
         name="t", data_type=TensorProto.BFLOAT16, dims=[2], raw_data=struct.pack("<2H", 0x3F80, 0xC0A0)
     )
-    array = read_onnx(write(_tensor_model(tensor))).graph.initializers["t"].array()
+    array = read_onnx(write(tensor_model(tensor))).graph.initializers["t"].array()
     np.testing.assert_array_equal(array, np.array([1.0, -5.0], np.float32), strict=True)
 
 
 def test_strings(write: Write) -> None:
     tensor = helper.make_tensor("t", TensorProto.STRING, [2], [b"first", b"second"])
-    found = read_onnx(write(_tensor_model(tensor))).graph.initializers["t"]
+    found = read_onnx(write(tensor_model(tensor))).graph.initializers["t"]
     assert found.array().tolist() == ["first", "second"]
 
 
 def test_values_that_numpy_has_no_type_for(write: Write) -> None:
     tensor = TensorProto(name="t", data_type=TensorProto.FLOAT8E4M3FN, dims=[2], raw_data=b"\x38\x38")
-    found = read_onnx(write(_tensor_model(tensor))).graph.initializers["t"]
+    found = read_onnx(write(tensor_model(tensor))).graph.initializers["t"]
     assert (found.dtype, found.num_bytes) == ("float8e4m3fn", 2)
     with pytest.raises(InputError, match="'t' is a tensor of float8e4m3fn"):
         found.array()
 
 
 def test_sparse_initializer_is_known_but_not_read(write: Write) -> None:
-    model = _tensor_model(numpy_helper.from_array(np.ones(2, np.float32), "t"))
+    model = tensor_model(numpy_helper.from_array(np.ones(2, np.float32), "t"))
     values, indices = (numpy_helper.from_array(array, "s") for array in (np.float32([1, 2]), np.array([3, 5])))
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [100]))
     found = read_onnx(write(model)).graph.initializers["s"]
@@ -213,7 +156,7 @@ def test_external_data(write: Write, tmp_path: Path) -> None:
     for key, value in (("location", "weights.bin"), ("offset", "4"), ("length", "8")):
         tensor.external_data.add(key=key, value=value)
     (tmp_path / "weights.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
-    found = read_onnx(write(_tensor_model(tensor)))
+    found = read_onnx(write(tensor_model(tensor)))
     assert found.external_data == ("weights.bin",)
     weights = found.graph.initializers["t"]
     assert (weights.external, weights.num_bytes) == ("weights.bin", 8)
@@ -225,12 +168,12 @@ def test_external_data_of_four_gigabytes_is_not_opened(write: Write, tmp_path: P
     tensor.external_data.add(key="location", value="weights.bin")
     with (tmp_path / "weights.bin").open("wb") as file:
         file.truncate(1 << 32)  # a hole: takes no room on the disk
-    found = read_onnx(write(_tensor_model(tensor))).graph.initializers["t"]
+    found = read_onnx(write(tensor_model(tensor))).graph.initializers["t"]
     assert found.num_bytes == 1 << 32
 
 
 def test_subgraphs_may_use_names_of_the_graph_around_them(write: Write) -> None:
-    graph = read_onnx(write(_model(IF, "k"))).graph
+    graph = read_onnx(write(model_of(IF, "k"))).graph
     assert [node.operator for node in walk_nodes(graph)] == ["Relu", "If", "Abs", "Add", "Neg"] or [
         node.operator for node in walk_nodes(graph)
     ] == ["Relu", "If", "Neg", "Abs", "Add"]
@@ -246,7 +189,7 @@ def test_functions_are_named(write: Write) -> None:
 
 
 def test_weights_that_are_listed_as_inputs_are_no_inputs(write: Write) -> None:
-    model = _model(NET, "w", "b", "low")
+    model = model_of(NET, "w", "b", "low")
     model.graph.input.append(helper.make_tensor_value_info("b", FLOAT, [4]))
     graph = read_onnx(write(model)).graph
     assert [value.name for value in graph.inputs] == ["x"]
@@ -254,12 +197,12 @@ def test_weights_that_are_listed_as_inputs_are_no_inputs(write: Write) -> None:
 
 
 def test_no_inputs_at_all(write: Write) -> None:
-    graph = read_onnx(write(_tensor_model(numpy_helper.from_array(np.ones(1, np.float32), "t")))).graph
+    graph = read_onnx(write(tensor_model(numpy_helper.from_array(np.ones(1, np.float32), "t")))).graph
     assert (graph.inputs, [node.operator for node in graph.nodes]) == ((), ["Identity"])
 
 
 def test_unknown_dimension_rank_and_type(write: Write) -> None:
-    model = _model(NET, "w", "b", "low")
+    model = model_of(NET, "w", "b", "low")
     model.graph.input[0].type.tensor_type.shape.dim[2].Clear()
     model.graph.value_info.extend([helper.make_tensor_value_info("r", FLOAT, None), onnx.ValueInfoProto(name="c")])
     model.graph.value_info.append(helper.make_tensor_sequence_value_info("list", FLOAT, [1]))
@@ -271,14 +214,14 @@ def test_unknown_dimension_rank_and_type(write: Write) -> None:
 
 
 def test_scalar_has_a_shape(write: Write) -> None:
-    model = _model(NET, "w", "b", "low")
+    model = model_of(NET, "w", "b", "low")
     model.graph.value_info.append(helper.make_tensor_value_info("r", FLOAT, []))
     assert read_onnx(write(model)).graph.values["r"].shape == ()
 
 
 def test_nodes_in_another_order_are_put_in_order(write: Write) -> None:
     """ONNX forbids it, ONNX Runtime takes it."""
-    model = _model(NET, "w", "b", "low")
+    model = model_of(NET, "w", "b", "low")
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([nodes[2], nodes[0], nodes[1]])
@@ -289,7 +232,7 @@ def test_nodes_in_another_order_are_put_in_order(write: Write) -> None:
 def test_a_graph_in_two_parts_is_one(write: Write) -> None:
     """As protocol buffers have it: messages that follow each other are merged."""
     extra = onnx.ModelProto(graph=onnx.GraphProto(output=[onnx.ValueInfoProto(name="c")]))
-    graph = read_onnx(write(_net() + extra.SerializeToString())).graph
+    graph = read_onnx(write(net() + extra.SerializeToString())).graph
     assert [value.name for value in graph.outputs] == ["y", "c"]
     assert len(graph.nodes) == 3
 
@@ -329,7 +272,7 @@ def test_module_path(name: str, module: str) -> None:
 
 
 def test_module_that_the_newer_exporter_writes_beside_a_node(write: Write) -> None:
-    model = _model(NET, "w", "b", "low")
+    model = model_of(NET, "w", "b", "low")
     scopes = "['', 'stages.0', 'stages.0.conv', 'conv2d']"
     model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
     model.graph.node[1].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'relu']")
@@ -342,240 +285,3 @@ def test_module_paths_are_modules(tiny_bundle: Path, tiny_spec: ModelSpec) -> No
     found = {module_path(node.name) for node in read_onnx(tiny_bundle / "tiny.onnx").graph.nodes}
     assert len(found) > 10
     assert found <= known
-
-
-# --- what is refused, each for its own reason ---
-
-
-def _refused(path: Path, match: str) -> None:
-    with pytest.raises(InputError, match=match) as caught:
-        read_onnx(path)
-    assert str(path.parent) in caught.value.message
-    assert "\n" not in caught.value.message
-    assert caught.value.fix
-
-
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [
-        (b"", "an empty file, expected an ONNX file"),
-        (b"not an ONNX file at all", "not an ONNX file"),
-        (b"\x08\x08", "no graph in it"),
-        (b"\x3a\x02\xff\xff", "not an ONNX file, or a truncated one"),
-        (bytes(1000), "field number 0"),
-        (b"PK\x03\x04" + bytes(100), "a zip archive such as TorchScript"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        (b"\x14\x00\x00\x00ORTM" + bytes(20), "in ONNX Runtime's own format"),
-    ],
-    ids=["empty", "text", "no graph", "cut number", "zeros", "zip", "lfs", "ort"],
-)
-def test_what_is_no_onnx_file(write: Write, content: bytes, match: str) -> None:
-    _refused(write(content), match)
-
-
-def test_missing_file_and_folder(tmp_path: Path) -> None:
-    _refused(tmp_path / "none.onnx", "No such file")
-    (tmp_path / "folder.onnx").mkdir()
-    _refused(tmp_path / "folder.onnx", "Is a directory")
-
-
-def test_truncated(write: Write) -> None:
-    _refused(write(_net()[:200]), "not an ONNX file, or a truncated one")
-
-
-def test_cycle_is_shown(write: Write) -> None:
-    model = _model(NET, "w", "b", "low")
-    for node, name in zip(model.graph.node, ("first", "second", "third"), strict=True):
-        node.name = name
-    model.graph.node[0].input[2] = "r"
-    _refused(write(model), "cyclic graph, '(first' -> 'second' -> 'first|second' -> 'first' -> 'second)'")
-
-
-def test_node_that_takes_its_own_output(write: Write) -> None:
-    model = _model(NET, "w", "b", "low")
-    model.graph.node[1].input[0] = "r"
-    model.graph.node[1].name = "self"
-    _refused(write(model), "cyclic graph, 'self' -> 'self'")
-
-
-def test_cycle_through_a_subgraph(write: Write) -> None:
-    model = _model(IF, "k")
-    model.graph.node[0].input[0] = "y"
-    _refused(write(model), "cyclic graph")
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (lambda graph: graph.node[1].output.__setitem__(0, "c"), "two tensors are called 'c': of node"),
-        (lambda graph: graph.node[1].output.__setitem__(0, "w"), "two tensors are called 'w': of an input or init"),
-        (lambda graph: graph.initializer.append(graph.initializer[0]), "two inputs or two initializers .* 'w'"),
-        (lambda graph: graph.input.append(graph.input[0]), "two inputs or two initializers are called 'x'"),
-    ],
-    ids=["nodes", "initializer", "initializers", "inputs"],
-)
-def test_duplicate_names(write: Write, change: Callable[[onnx.GraphProto], None], match: str) -> None:
-    model = _model(NET, "w", "b", "low")
-    change(model.graph)
-    _refused(write(model), match)
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (
-            lambda graph: graph.node[0].input.__setitem__(1, "gone"),
-            r"nothing makes the tensor 'gone', which node 'Conv 0",
-        ),
-        (
-            lambda graph: graph.output[0].__setattr__("name", "gone"),
-            "the tensor 'gone', which the graph's output takes",
-        ),
-    ],
-    ids=["input", "output"],
-)
-def test_undefined_tensor(write: Write, change: Callable[[onnx.GraphProto], None], match: str) -> None:
-    model = _model(NET, "w", "b", "low")
-    change(model.graph)
-    _refused(write(model), match)
-
-
-def test_undefined_tensor_in_a_subgraph(write: Write) -> None:
-    _refused(write(_model(IF)), "nothing makes the tensor 'k', which node 'If 1' takes")
-
-
-def test_optional_input_that_is_left_out(write: Write) -> None:
-    model = _model(NET, "w", "b", "low")
-    model.graph.node[0].input[2] = ""
-    assert read_onnx(write(model)).graph.nodes[0].inputs == ("x", "w", "")
-
-
-@pytest.mark.parametrize(
-    ("dims", "values", "match"),
-    [
-        ([1 << 40, 1 << 20], "raw", "has 16 bytes, its shape .* of float32 wants"),
-        ([1 << 40], "typed", "has 16 bytes, its shape"),
-        ([5], "raw", r"has 16 bytes, its shape \[5\] of float32 wants 20"),
-        ([3], "raw", "has 16 bytes, its shape"),
-        ([-1, 4], "raw", "expected no negative dimension"),
-        ([4], "none", "has 0 bytes"),
-    ],
-)
-def test_shape_that_the_values_do_not_fill(write: Write, dims: list[int], values: str, match: str) -> None:
-    tensor = TensorProto(name="t", data_type=FLOAT, dims=dims)
-    if values == "raw":
-        tensor.raw_data = bytes(16)
-    elif values == "typed":
-        tensor.float_data.extend([0.0] * 4)
-    _refused(write(_tensor_model(tensor)), match)
-
-
-@pytest.mark.parametrize("data_type", [TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT16])
-def test_fewer_integers_than_the_shape_wants(write: Write, data_type: int) -> None:
-    tensor = TensorProto(name="t", data_type=data_type, dims=[1 << 50])
-    (tensor.int64_data if data_type == TensorProto.INT64 else tensor.int32_data).extend([1] * 4)
-    _refused(write(_tensor_model(tensor)), "has 4 bytes, its shape")
-
-
-def test_more_bytes_but_fewer_integers(write: Write) -> None:
-    """Large integers take several bytes each; their number shows when they are read."""
-    tensor = TensorProto(name="t", data_type=TensorProto.INT64, dims=[3], int64_data=[1 << 60, 1 << 60])
-    found = read_onnx(write(_tensor_model(tensor))).graph.initializers["t"]
-    with pytest.raises(InputError, match=r"has 2 values, its shape \[3\] wants 3"):
-        found.array()
-
-
-def test_unknown_element_type(write: Write) -> None:
-    _refused(write(_tensor_model(TensorProto(name="t", data_type=99, dims=[1], raw_data=b"0"))), "element type 99")
-
-
-def test_file_that_changes_between_reading_and_use(write: Write) -> None:
-    path = write(_net())
-    weights = read_onnx(path).graph.initializers["w"]
-    path.write_bytes(b"short")
-    with pytest.raises(InputError, match="tensor 'w' has 0 bytes"):
-        weights.array()
-    path.unlink()
-    with pytest.raises(InputError, match="No such file"):
-        weights.array()
-
-
-@pytest.mark.parametrize(
-    ("entries", "match"),
-    [
-        ({"location": "../weights.bin"}, "leaves the folder"),
-        ({"location": "gone.bin"}, r"gone\.bin: missing, net\.onnx keeps its weights there"),
-        ({"location": "weights.bin", "length": "8"}, "has 8 bytes, its shape"),
-        ({"location": "weights.bin", "offset": "12"}, "has 4 bytes, its shape"),
-        ({"location": "weights.bin", "offset": "-4"}, "negative offset"),
-        ({"location": "weights.bin", "offset": "much"}, "not an ONNX file"),
-    ],
-    ids=["outside", "missing", "short", "past the end", "negative", "word"],
-)
-def test_external_data_that_is_not_there(write: Write, tmp_path: Path, entries: dict[str, str], match: str) -> None:
-    (tmp_path / "weights.bin").write_bytes(bytes(16))
-    tensor = TensorProto(name="t", data_type=FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
-    for key, value in entries.items():
-        tensor.external_data.add(key=key, value=value)
-    _refused(write(_tensor_model(tensor)), match)
-
-
-def test_subgraphs_without_end(write: Write) -> None:
-    graph = onnx.GraphProto(name="g")
-    data = graph.SerializeToString()
-    for _ in range(3000):
-        data = _nest(data)
-    _refused(write(b"\x08\x08" + b"\x3a" + _length(data) + data), "not an ONNX file")
-
-
-def _length(data: bytes) -> bytes:
-    size, found = len(data), b""
-    while size > 0x7F:
-        found, size = found + bytes([size & 0x7F | 0x80]), size >> 7
-    return found + bytes([size])
-
-
-def _nest(graph: bytes) -> bytes:
-    """A graph with one node, whose attribute is `graph`: fields 6, 5 and 1, each with its length."""
-    for tag in (b"\x32", b"\x2a", b"\x0a"):
-        graph = tag + _length(graph) + graph
-    return graph
-
-
-# --- whatever the bytes, a graph or an InputError ---
-
-
-@functools.cache
-def _victims() -> tuple[bytes, ...]:
-    return _net(), bytes(_model(IF, "k").SerializeToString())
-
-
-@given(st.integers(0, 1), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=4))
-def test_any_changed_byte(tmp_path_factory: pytest.TempPathFactory, which: int, changes: list[tuple[int, int]]) -> None:
-    data = bytearray(_victims()[which])
-    for at, value in changes:
-        data[at % len(data)] = value
-    _read_or_refuse(tmp_path_factory.getbasetemp() / "fuzz.onnx", bytes(data))
-
-
-@given(st.integers(0, 1), st.integers(0), st.integers(0, 30))
-def test_any_cut(tmp_path_factory: pytest.TempPathFactory, which: int, at: int, gone: int) -> None:
-    data = _victims()[which]
-    start = at % len(data)
-    path = tmp_path_factory.getbasetemp() / "fuzz.onnx"
-    _read_or_refuse(path, data[:start])
-    _read_or_refuse(path, data[:start] + data[start + gone :])
-
-
-def _read_or_refuse(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-    message = ""
-    try:
-        graph: Graph = read_onnx(path).graph
-        nodes: list[Node] = list(walk_nodes(graph))
-        assert all(isinstance(node.operator, str) for node in nodes)
-        for tensor in graph.initializers.values():
-            tensor.array()
-    except InputError as error:
-        message = error.message
-    assert message.isprintable()

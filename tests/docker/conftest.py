@@ -23,7 +23,6 @@ from PIL import Image
 from cspdeploy.core.golden import read_golden
 
 ROOT = Path(__file__).parents[2]
-MIRROR = "http://deb.debian.org/debian"
 SUITE = "trixie"
 # Wheels of this machine are for the Python of this machine: the base is the Debian that has the same one.
 SUITES = {(3, 11): "bookworm", (3, 13): "trixie"}
@@ -80,7 +79,7 @@ def debootstrap(suite: str, *, arch: str = "amd64", include: Sequence[str] = (),
     shutil.rmtree(part, ignore_errors=True)
     options = ["--variant=minbase", f"--arch={arch}", *(["--foreign"] if foreign else [])]
     options += [f"--include={','.join(include)}"] if include else []
-    call("debootstrap", *options, suite, part, MIRROR)
+    call("debootstrap", *options, suite, part)  # of Debian's own mirror
     packages = part / "var/cache/apt/archives"
     if foreign:
         # Without the second stage, which would run programs of that processor: files are all that is needed here.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from cspdeploy.core.bundle import file_record, read_manifest, write_manifest
 
 DOCKER = Path(__file__).parents[2] / "docker"
 LIB = DOCKER / "edge-web" / "lib"
@@ -45,3 +50,29 @@ def npm_install(folder: Path) -> None:
         cwd=folder, env={**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"}, check=True, capture_output=True,
         timeout=600,
     )  # fmt: skip
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a folder, on a port of its own."""
+    program = shutil.which("node")
+    assert program is not None, "no Node.js: apt-get install nodejs"
+    command = [program, str(DOCKER / "edge-web" / "serve.mjs"), str(folder), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.terminate()
+
+
+def make_too_new(bundle: Path) -> None:
+    """Give the ONNX file of a bundle of "tiny" a version of its format that no engine knows yet."""
+    path, manifest = bundle / "tiny.onnx", read_manifest(bundle)
+    path.write_bytes(b"\x08\x63" + path.read_bytes()[2:])  # IR version 99
+    record = file_record(path)
+    artifacts = tuple(
+        dataclasses.replace(one, sha256=record.sha256, num_bytes=record.num_bytes) if one.kind == "onnx" else one
+        for one in manifest.artifacts
+    )
+    write_manifest(bundle, dataclasses.replace(manifest, artifacts=artifacts))

@@ -51,12 +51,12 @@ from cspdeploy.core.golden import read_golden
 from cspdeploy.edge import Predictor
 from cspdeploy.edge.__main__ import main
 
-golden = read_golden(Path("/work/tiny/golden.npz"))
+golden = read_golden(Path("/device/tiny/golden.npz"))
 outputs = {
-    kind: Predictor.open("/work/tiny", artifact=kind, num_threads=1).logits(*golden.images) for kind in sys.argv[1:]
+    kind: Predictor.open("/device/tiny", artifact=kind, num_threads=1).logits(*golden.images) for kind in sys.argv[1:]
 }
-np.savez("/work/outputs.npz", **outputs)
-sys.exit(main(["selftest", "/work/tiny", "--json", "--no-latency", "--threads", "1"]))
+np.savez("/device/outputs.npz", **outputs)
+sys.exit(main(["selftest", "/device/tiny", "--json", "--no-latency", "--threads", "1"]))
 """
 
 
@@ -87,12 +87,12 @@ def emulated(tiny_int8_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(root / "packages")
     shutil.copytree(ROOT / "cspdeploy", root / "packages/cspdeploy", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(tiny_int8_bundle, root / "work/tiny")
+    shutil.copytree(tiny_int8_bundle, root / "device/tiny")
     # The emulator by name: nothing has to be registered with this machine's kernel.
     command = ["chroot", str(root), f"/usr/bin/{QEMU}", "-E", "PYTHONPATH=/packages", "/usr/bin/python3"]
     done = subprocess.run([*command, "-c", SCRIPT, *KINDS], capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr[-3000:]
-    with np.load(root / "work/outputs.npz") as arrays:
+    with np.load(root / "device/outputs.npz") as arrays:
         return Emulated(report=json.loads(done.stdout), outputs={kind: arrays[kind] for kind in KINDS})
 
 

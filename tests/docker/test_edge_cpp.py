@@ -19,9 +19,12 @@ import pytest
 from PIL import Image
 
 from cspdeploy.core.bundle import file_sha256, write_manifest
+from cspdeploy.core.detection.spec import Decode, Suppression
 from cspdeploy.core.preprocess import preprocess
 from cspdeploy.core.spec import ModelSpec, Preprocess
 from cspdeploy.core.types import Artifact, Manifest, TensorInfo
+from cspdeploy.edge import DetectedBox, Detections, Predictor
+from tests.edge.detectors import ALL_DECODES, CONTRACT, write_detector
 
 if TYPE_CHECKING:
     from tests.docker.conftest import Builder, Container
@@ -201,3 +204,102 @@ def test_a_bundle_that_is_not_one_is_refused(
     done = container.run_app("--bundle", "/bundle", "/images/photo.jpg", volumes=volumes, check=False)
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr.splitlines()[0]
+
+
+def find_boxes(
+    container: Container, place: Path, bundle: Path, names: list[str], *options: str
+) -> tuple[int, str, str]:
+    volumes = [f"{bundle}:/bundle:ro", f"{place / 'images'}:/images:ro"]
+    images = [f"/images/{name}" for name in names]
+    done = container.run_app("--bundle", "/bundle", *options, *images, volumes=volumes, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("decode", ALL_DECODES)
+def test_boxes_are_pythons_in_every_contract(container: Container, place: Path, decode: Decode) -> None:
+    names = ["colour.png", "small.png", "thin.png", "turned.jpg"]
+    rule = Suppression(score_threshold=0.3, iou_threshold=0.5, max_detections=20)
+    for resize in ("letterbox", "crop", "stretch"):
+        contract = dataclasses.replace(CONTRACT, resize=resize, crop_pct=0.875)  # type: ignore[arg-type]
+        bundle = write_detector(
+            place / f"boxes-{decode}-{resize}", decode=decode, contract=contract, suppression=rule
+        )  # fmt: skip
+        code, lines, told = find_boxes(container, place, bundle, names)
+        assert (code, told) == (0, "")
+        expected = Predictor.open(bundle).predict([place / "images" / name for name in names])
+        for line, boxes in zip(map(json.loads, lines.splitlines()), expected, strict=True):
+            assert isinstance(boxes, Detections)
+            assert len(line["boxes"]) == len(boxes) == 20
+            assert [one["label"] for one in line["boxes"]] == [one.label for one in boxes]
+            for side in ("left", "top", "right", "bottom", "score"):
+                found = [one[side] for one in line["boxes"]]
+                # The C library's exponential and numpy's round the last bit of float32 differently.
+                np.testing.assert_allclose(found, [getattr(one, side) for one in boxes], rtol=1e-5, atol=2e-3)
+
+
+def test_thresholds_of_the_application_and_lines_of_text(container: Container, place: Path) -> None:
+    decoded, suppressed = (write_detector(place / f"asked-{decode}", decode=decode) for decode in ("decoded", "nms"))  # type: ignore[arg-type]
+    asked = ("--score-threshold", "0.5", "--iou-threshold", "0.3", "--max-detections", "4", "--text")
+    image = place / "images/colour.png"
+    expected = Predictor.open(decoded)(image, score=0.5, iou=0.3, max_detections=4)
+    code, text, _ = find_boxes(container, place, decoded, ["colour.png"], *asked)
+    assert (code, text.splitlines()[0], len(text.splitlines())) == (0, "/images/colour.png", 5)
+    for line, box in zip(text.splitlines()[1:], expected, strict=True):
+        assert isinstance(box, DetectedBox)
+        assert line == f"  {box.score:.3f}  {box.label}  {box.left:.0f},{box.top:.0f},{box.right:.0f},{box.bottom:.0f}"
+    for options, said in [
+        (("--score-threshold", "0.1"), "has suppressed by other thresholds already"),
+        (("--max-detections", "0"), "out of range"),
+        (("--iou-threshold", "much"), "--iou-threshold much: expected a number"),
+        (("--logits",), "--logits: the bundle gives boxes"),
+    ]:
+        code, text, told = find_boxes(container, place, suppressed, ["colour.png"], *options)
+        assert (code, text, said in told) == (2, "", True), told
+    code, text, _ = find_boxes(container, place, suppressed, ["colour.png"], "--score-threshold", "0.99", "--text")
+    assert (code, text) == (0, "/images/colour.png\n  no box above 0.99\n")
+
+
+def test_wild_outputs_of_a_detector(container: Container, place: Path) -> None:
+    random = np.random.default_rng(0)
+    corner = random.uniform(-9, 60, (1, 5000, 2)).astype(np.float32)
+    many = {
+        "boxes": np.concatenate([corner, corner + random.uniform(0, 9, corner.shape).astype(np.float32)], -1),
+        "scores": random.uniform(0.2, 0.9, (1, 5000, 3)).astype(np.float32),
+    }
+    many["boxes"][0, ::7, 2] = np.inf
+    many["boxes"][0, ::11, 1] = 1 << 21
+    many["scores"][0, ::5] = np.nan
+    bundle = write_detector(place / "wild", outputs=many)
+    code, lines, _ = find_boxes(container, place, bundle, ["colour.png"])
+    expected = Predictor.open(bundle)(place / "images/colour.png")
+    found = json.loads(lines)["boxes"]
+    assert (code, [one["index"] for one in found]) == (0, [one.index for one in expected])
+    assert [one["left"] for one in found] == pytest.approx([one.left for one in expected], abs=1e-3)
+    none = {name: np.full_like(array, np.nan) for name, array in many.items()}
+    code, lines, _ = find_boxes(container, place, write_detector(place / "nan", outputs=none), ["colour.png"])
+    assert (code, "is NaN throughout" in json.loads(lines)["error"]) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"artifact": {"decode": "trt"}}, "a plugin of TensorRT"),
+        ({"artifact": {"decode": "shapes"}}, "contract 'shapes': unknown"),
+        ({"detection": {"heads": []}}, "spec.detection broken"),
+        ({"detection": {"heads": [{"output": "a"}]}}, "manifest.json"),
+        ({"detection": {"suppression": {"score_threshold": 2, "iou_threshold": 0.4, "max_detections": 3}}}, "range"),
+    ],
+)
+def test_a_detector_that_is_not_one_is_refused(
+    container: Container, place: Path, changed: dict[str, dict[str, Any]], said: str
+) -> None:
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        Path(folder).chmod(0o755)
+        bundle = write_detector(Path(folder) / "b")
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        manifest["artifacts"][0] |= changed.get("artifact", {})
+        manifest["spec"]["detection"] |= changed.get("detection", {})
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        code, text, told = find_boxes(container, place, bundle, ["colour.png"])
+    assert (code, text) == (2, "")
+    assert said in told

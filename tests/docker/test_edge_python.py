@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from PIL import Image
 
 from cspdeploy.core.golden import read_golden
 from cspdeploy.edge import Predictor
+from tests.edge.detectors import write_detector
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "docker/edge-python/app.py"
@@ -82,6 +84,16 @@ def test_once_through_a_folder_gives_the_predictors_answers_and_survives_a_broke
         found = [one["probability"] for one in lines[name]["predictions"]]
         np.testing.assert_allclose(found, [one.probability for one in expected], rtol=1e-6)
         assert lines[name]["untrained"] is False
+
+
+def test_a_detector_gives_boxes(images: Path, tmp_path: Path) -> None:
+    bundle = write_detector(tmp_path / "spots")
+    done = run_once(bundle, images)
+    assert done.returncode == 0, done.stderr
+    first, _, broken = map(json.loads, done.stdout.splitlines())
+    assert first["boxes"] == [dataclasses.asdict(box) for box in Predictor.open(bundle)(images / "0.png")]
+    assert len(first["boxes"]) > 5
+    assert set(broken) == {"image", "error"}
 
 
 def test_images_are_taken_when_they_come_and_again_when_they_change_and_sigterm_ends_it(

@@ -215,7 +215,7 @@ def test_export_cpu_makes_a_bundle_that_answers_as_its_original(
         (models / "tiny" / source.name).write_bytes(source.read_bytes())
     for place in (work, models, models / "tiny"):
         place.chmod(0o777)
-    done = container.run_app("export", "tiny", "--fp16", volumes=[f"{work}:/work"], check=False)
+    done = container.run_app("export", "tiny", "--fp16", volumes=[f"{work}:/data"], check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     golden = read_golden(work / "exported/tiny/golden.npz")
     for kind in ("onnx", "onnx-fp16"):

@@ -11,23 +11,16 @@ from pathlib import Path
 import pytest
 
 import cspdeploy
+from tests.without import WITHOUT
 
 ROOT = Path(cspdeploy.__file__).parents[1]
 NOT_THERE = ("torch", "onnx", "onnxscript", "onnxsim", "safetensors", "typer", "rich", "click")
 
 # As if not installed, and as if mounted read-only: whoever opens a file to write, or makes one, is told off.
-DEVICE = """
-import os, sys
-from importlib.machinery import PathFinder
-
-blocked = {blocked!r}
-
-class Without(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in blocked else super().find_spec(name, path, target)
-
-sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+DEVICE = (
+    WITHOUT
+    + """
+import os
 sys.dont_write_bytecode = True
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 CHANGES = {{"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
@@ -40,6 +33,7 @@ def read_only(event, arguments):
 
 sys.addaudithook(read_only)
 """
+)
 
 
 def _device(code: str, *arguments: str, blocked: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
@@ -66,12 +60,16 @@ from cspdeploy.core.golden import read_golden
 from cspdeploy.core.metrics import relative_l2
 from cspdeploy.edge import Predictor
 
+DETECTION = {"cspdeploy.core.detection." + name for name in ("boxes", "decode", "fast", "postprocess")}
+DETECTION |= {"cspdeploy.edge.detecting"}
 golden = read_golden(Path(sys.argv[1]) / "golden.npz")
 with Predictor.open(sys.argv[1]) as predictor:
     distance = relative_l2(predictor.logits(*golden.images), golden.outputs_fp64["logits"])
     label = predictor(golden.images[0])[0].label
     streamed = [item.result[0].label for item in predictor.stream(list(golden.images[:3]))]
-print(json.dumps({"distance": distance, "label": label, "streamed": streamed, "pillow": "PIL" in sys.modules}))
+detection = sorted(name for name in sys.modules if name in DETECTION or name == "cspdeploy.edge.segmenting")
+print(json.dumps({"distance": distance, "label": label, "streamed": streamed, "pillow": "PIL" in sys.modules,
+                  "detection": detection}))
 """
 
 
@@ -103,6 +101,7 @@ def test_predictor(tiny_bundle: Path, without: tuple[str, ...]) -> None:
     assert found["distance"] < 1e-5
     assert found["streamed"][0] == found["label"]
     assert found["pillow"] is ("PIL" not in without)
+    assert found["detection"] == [], "a classifier loads nothing of detectors and segmenters"
 
 
 def test_no_engine(tiny_bundle: Path) -> None:
@@ -140,5 +139,7 @@ def test_import_loads_little() -> None:
     late = {
         "PIL", "importlib.metadata", "argparse", "cspdeploy.core.env", "cspdeploy.core.onnx_graph",
         "cspdeploy.edge.selftest", "cspdeploy.runtimes.openvino", "cspdeploy.runtimes.ort",
+        "cspdeploy.core.detection.boxes", "cspdeploy.core.detection.decode", "cspdeploy.core.detection.fast",
+        "cspdeploy.core.detection.postprocess", "cspdeploy.edge.detecting", "cspdeploy.edge.segmenting",
     }  # fmt: skip
     assert late.isdisjoint(loaded)

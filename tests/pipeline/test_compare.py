@@ -1,82 +1,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from rich.console import Console
 
-from cspdeploy.check.latency import LatencySettings, Measured, measure_latency, summarise
-from cspdeploy.core.codec import from_json, to_json
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError, TamperedError
-from cspdeploy.core.model_folder import read_spec, write_calibration, write_spec
-from cspdeploy.core.spec import Accuracy, ModelSpec, NetworkSpec, Provenance
-from cspdeploy.export import simplify
+from cspdeploy.core.model_folder import read_spec, write_spec
+from cspdeploy.core.spec import Accuracy, Provenance
 from cspdeploy.nets.checkpoints import CHECKPOINTS
 from cspdeploy.nets.cost import measure_cost
-from cspdeploy.nets.cspnet import CspNetConfig
 from cspdeploy.nets.network import PublishedAccuracy
-from cspdeploy.nets.registry import NETWORKS, build
-from cspdeploy.nets.weights import write_safetensors
-from cspdeploy.pipeline import pair_latency
-from cspdeploy.pipeline.compare import CompareReport, CompareRequest, compare_models
-from cspdeploy.pipeline.pair_latency import LatencyRow, find_images, judge_pair
+from cspdeploy.nets.registry import NETWORKS, find_network, spec_of
+from cspdeploy.pipeline.compare import CompareReport, CompareRequest
 from cspdeploy.pipeline.pull import _with_origin
-from cspdeploy.pipeline.sides import find_side
+from cspdeploy.report.compare import render_comparison
+from cspdeploy.train.detect_loop import DetectionRecipe, DetectionRecord
 from cspdeploy.train.loop import EpochRecord, Recipe, write_curve
+from tests.pipeline.conftest import quantities
 
-QUICK = LatencySettings(min_runs=5, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0)
 CFG = Path(__file__).parents[2].parent / "shared" / "data" / "darknet" / "csdarknet53-omega.cfg"
-
-
-@pytest.fixture
-def models(tiny_models: Path, tiny_config: CspNetConfig, tmp_path: Path) -> Path:
-    """The models "tiny" and "plain", its baseline without the cross-stage path; 10 classes, 32 px."""
-    models = Path(shutil.copytree(tiny_models, tmp_path / "models"))
-    spec = read_spec(models / "tiny")
-    stages = tuple(
-        dataclasses.replace(stage, kind="dark", block_ratio=1.0, bottle_ratio=0.5) for stage in tiny_config.stages
-    )
-    network = NetworkSpec(family="cspnet", config=to_json(dataclasses.replace(tiny_config, stages=stages)))
-    plain = dataclasses.replace(spec, name="plain", network=network)
-    shutil.copytree(models / "tiny", models / "plain")
-    write_spec(models / "plain", plain)
-    torch.manual_seed(0)
-    write_safetensors(models / "plain" / "model.safetensors", build(plain), dtype=torch.float32)
-    return models
-
-
-@pytest.fixture
-def compare(models: Path) -> Callable[..., CompareReport]:
-    """`compare("tiny", "plain", latency=True)`: by default without latency."""
-
-    def call(a: str, b: str, **fields: Any) -> CompareReport:
-        return compare_models(
-            CompareRequest(**{"a": a, "b": b, "models": models, "latency": False, "settings": QUICK, **fields})
-        )
-
-    return call
-
-
-@pytest.fixture
-def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_bundle, tmp_path / "exported" / "tiny"))
 
 
 def _edit(models: Path, name: str, **provenance: Any) -> None:
     spec = read_spec(models / name)
     write_spec(models / name, dataclasses.replace(spec, provenance=Provenance(**{"source": "trained", **provenance})))
-
-
-def _quantities(report: CompareReport) -> dict[str, tuple[int, int]]:
-    return {quantity.name: (quantity.a, quantity.b) for quantity in report.quantities}
 
 
 # --- counts ---
@@ -85,7 +38,7 @@ def _quantities(report: CompareReport) -> dict[str, tuple[int, int]]:
 def test_counts_of_two_networks_of_the_registry(compare: Callable[..., CompareReport]) -> None:
     """Published: 27.61 and 41.57 million weights, 6.534 and 9.285 GMAC, 16.81 and 12.39 million activations."""
     report = compare("cspdarknet53", "darknet53")
-    found = _quantities(report)
+    found = quantities(report)
     assert found["parameters"] == (27_642_184, 41_609_928)
     assert [round(value / 1e6, 2) for value in found["conv weights"]] == [27.61, 41.57]
     assert [round(value / 1e9, 3) for value in found["MACs"]] == [6.534, 9.285]
@@ -101,7 +54,7 @@ def test_model_folders_by_name_and_by_path(compare: Callable[..., CompareReport]
     by_name, by_path = compare("tiny", "plain"), compare(str(models / "tiny"), str(models / "plain"))
     assert by_name.quantities == by_path.quantities
     cost = measure_cost(read_spec(models / "plain"))
-    assert _quantities(by_name)["peak activation memory"][1] == cost.peak_activation_bytes
+    assert quantities(by_name)["peak activation memory"][1] == cost.peak_activation_bytes
     assert (by_name.a.kind, by_name.a.own_size_px, by_name.a.num_classes) == ("model", (32, 32), 10)
 
 
@@ -131,7 +84,7 @@ def test_different_tasks_are_said(compare: Callable[..., CompareReport], models:
 
 @pytest.mark.skipif(not CFG.is_file(), reason=f"{CFG} is not here")
 def test_cfg_counts_as_the_network_that_was_made_after_it(compare: Callable[..., CompareReport]) -> None:
-    found = _quantities(compare(str(CFG), "csdarknet53-omega"))
+    found = quantities(compare(str(CFG), "csdarknet53-omega"))
     assert all(found[name][0] == found[name][1] for name in ("parameters", "conv weights", "MACs", "activations"))
 
 
@@ -346,149 +299,42 @@ def test_broken_curve_is_named(compare: Callable[..., CompareReport], models: Pa
         compare("tiny", "plain")
 
 
-# --- latency ---
+# --- detectors ---
 
 
-@pytest.fixture
-def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps the unsimplified graph: onnxsim takes longer to import than all else together."""
-    monkeypatch.setattr(simplify, "_CHILD", ["false"])
+def _detector(models: Path, name: str, *, map50: float, dataset: str = "d/val") -> None:
+    """A model folder as training a detector leaves it, without weights, which comparing does not need."""
+    spec = spec_of(find_network("yolov4-tiny"))
+    accuracy = Accuracy(dataset=dataset, num_images=9, map50=map50, map=map50 / 2)
+    spec = dataclasses.replace(spec, provenance=Provenance(source="trained", dataset="d/train", accuracy=accuracy))
+    (models / name).mkdir()
+    write_spec(models / name, spec)
+    recipe = DetectionRecipe(epochs=1)
+    record = DetectionRecord(epoch=1, train_loss=3.0, test_map50=map50, test_map=0.1, learning_rate=0.1, seconds=1.0)
+    write_curve(models / name / "train.json", recipe, [record], num_images=8)
 
 
-@pytest.mark.usefixtures("quick_export")
-def test_models_are_exported_and_timed(compare: Callable[..., CompareReport], models: Path) -> None:
-    (models / "plain" / "model.safetensors").unlink()
-    (models / "tiny" / "calibration.npz").unlink()  # it takes the other side's
-    report = compare("tiny", "plain", latency=True, batches=(1, 3, 1), runtimes=("torch-cpu", "ort-cpu"))
-    found = {(row.runtime, row.artifact, row.batch): row for row in report.latency}
-    # FP16 on this runtime is computed in float32: its time would say nothing.
-    assert list(found) == [
-        ("torch-cpu", "eager", 1), ("torch-cpu", "eager", 3), ("ort-cpu", "onnx", 1), ("ort-cpu", "onnx", 3),
-    ]  # fmt: skip
-    for row in report.latency:
-        assert row.reason == ""
-        assert row.a is not None
-        assert row.b is not None
-        assert len(row.a.samples_ms) >= 5
-        assert row.ratio == 1 / row.b.ratio  # of times, where that of the timing is of speeds
-        assert row.engine
-    sizes = _quantities(report)
-    assert {"torchscript file", "onnx file", "onnx-fp16 file"} <= sizes.keys()
-    assert sizes["onnx-fp16 file"][0] < sizes["onnx file"][0]
-    assert (report.a.untrained, report.b.untrained, report.b.weights) == (False, True, "random, UNTRAINED")
-    assert any("UNTRAINED" in note for note in report.notes)
-    assert report.regime.environment["cpu"]
-    data = json.loads(json.dumps(to_json(report)))
-    assert from_json(CompareReport, data) == report
+def test_trained_detectors(compare: Callable[..., CompareReport], models: Path) -> None:
+    for name, map50 in (("a", 0.6), ("b", 0.7)):
+        _detector(models, name, map50=map50)
+    report = compare("a", "b")
+    found = report.accuracy
+    assert found.comparable
+    assert found.a is not None
+    assert found.b is not None
+    assert (found.a.map50, found.b.map50, found.a.map, found.a.top1) == (0.6, 0.7, 0.3, None)
+    assert report.training is not None
+    assert report.training.equal_budget
+    assert (report.training.a.last_epochs[-1].test_map50, report.training.a.last_epochs[-1].test_top1) == (0.6, None)
+    shown = io.StringIO()
+    Console(file=shown, width=160).print(render_comparison(report))
+    text = " ".join(shown.getvalue().split())
+    assert "mAP@0.5 60.00 % 70.00 % +10.00 points" in text
+    assert "3.000, 70.00 %" in text
+    assert "top-1" not in text
 
 
-def test_bundles_are_timed_as_they_are(compare: Callable[..., CompareReport], tiny_bundle: Path, bundle: Path) -> None:
-    runtimes = ("ort-cpu", "torchscript-cpu")
-    report = compare(str(tiny_bundle), str(bundle), latency=True, batches=(1, 2), runtimes=runtimes)
-    assert report.regime.size_px == (32, 32)
-    found = {(row.artifact, row.batch): row for row in report.latency}
-    assert found["onnx", 1].ratio is not None
-    assert found["torchscript", 2].ratio is not None
-    assert (found["onnx", 2].verdict, found["onnx", 2].ratio) == ("not-measured", None)
-    assert found["onnx", 2].reason == "A is exported for a batch of 1"
-    assert [report.a.untrained, report.b.untrained] == [False, False]
-
-
-def test_two_copies_of_one_network_cannot_be_told_apart(
-    compare: Callable[..., CompareReport], tiny_bundle: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a clock that runs by a millisecond a call."""
-    ticks = iter(range(10**9))
-    monkeypatch.setattr(
-        pair_latency, "measure_latency",
-        lambda calls, settings: measure_latency(calls, settings, clock=lambda: 1e-3 * next(ticks)),
-    )  # fmt: skip
-    report = compare(str(tiny_bundle), str(bundle), latency=True, batches=(1,))
-    cpu = [row for row in report.latency if row.runtime.endswith("-cpu")]
-    assert {row.artifact for row in cpu} == {"eager", "torchscript", "onnx"}
-    assert {(row.verdict, round(row.ratio or 0, 9)) for row in cpu} == {("indistinguishable", 1.0)}
-    assert all(row.ratio_low == pytest.approx(1) == row.ratio_high for row in cpu)
-
-
-def test_bundle_decides_the_size(compare: Callable[..., CompareReport], bundle: Path, models: Path) -> None:
-    spec = read_spec(models / "plain")
-    write_spec(models / "plain", dataclasses.replace(spec, preprocess=spec.preprocess.with_size(64, 64)))
-    assert compare(str(bundle), "plain").regime.size_px == (64, 64)  # counts can be had at any size
-    for fields in ({"size_px": (64, 64)}, {"size_px": (32, 48)}):
-        with pytest.raises(InputError, match="is exported for 32x32 px") as caught:
-            compare(str(bundle), "plain", latency=True, **fields)
-        assert "--no-latency" in caught.value.fix
-
-
-def test_nothing_to_time(compare: Callable[..., CompareReport], bundle: Path) -> None:
-    with pytest.raises(InputError, match="nothing to time"):
-        compare(str(bundle), str(bundle), latency=True, runtimes=("fp16-rounding",))
-
-
-ROW = LatencyRow(
-    runtime="ort-cpu", artifact="onnx", precision="fp32", batch=1, engine="", verdict="not-measured"
-)  # fmt: skip
-
-
-def _judge(a: list[float], b: list[float]) -> LatencyRow:
-    """As `measure_latency` would have timed them."""
-    rounds = {name: tuple((value,) for value in samples) for name, samples in (("A", a), ("B", b))}
-    found = summarise(
-        {name: Measured(rounds_ms=samples, num_warmups=0, stable=True) for name, samples in rounds.items()}
-    )
-    return judge_pair(ROW, found["A"], found["B"])
-
-
-@settings(max_examples=15)
-@given(samples=st.lists(st.tuples(st.floats(1.0, 10.0), st.floats(1.0, 10.0)), min_size=5, max_size=30))
-def test_swapped_sides_give_the_opposite_verdict_or_none(samples: list[tuple[float, float]]) -> None:
-    a, b = ([pair[i] for pair in samples] for i in (0, 1))
-    forward, backward = _judge(a, b), _judge(b, a)
-    assert {forward.verdict, backward.verdict} != {"faster"}
-    assert {forward.verdict, backward.verdict} != {"slower"}
-    assert forward.ratio == pytest.approx(1 / (backward.ratio or 0))
-    assert (forward.verdict == "faster") <= ((forward.ratio_high or 0) < 1)
-    assert (forward.verdict == "slower") <= ((forward.ratio_low or 0) > 1)
-    same = _judge(a, a)
-    assert same.verdict == "indistinguishable"
-    assert (same.ratio_low or 0) <= 1 <= (same.ratio_high or 0)
-
-
-def test_verdict_is_of_b_and_the_ratio_of_times() -> None:
-    row = _judge([10.0] * 9, [5.0] * 9)
-    assert (row.verdict, row.ratio, row.ratio_low, row.ratio_high) == ("faster", *[pytest.approx(0.5)] * 3)
-    row = _judge([5.0] * 9, [10.0] * 9)
-    assert (row.verdict, row.ratio) == ("slower", pytest.approx(2.0))
-
-
-# --- images to export with ---
-
-
-def test_images_come_from_the_other_side(models: Path) -> None:
-    network, tiny = (find_side(name, models=models) for name in ("darknet17", "tiny"))
-    images = np.full((3, 8, 8), 7, np.uint8)
-    write_calibration(models / "tiny" / "calibration.npz", images)
-    found = find_images((network, tiny), None)
-    assert found is not None
-    np.testing.assert_array_equal(found, images)
-    assert find_images((tiny, tiny), None) is None  # each brings its own
-    (models / "tiny" / "model.safetensors").unlink()
-    assert find_images((tiny, tiny), None) is not None  # a folder of its own is made for random weights
-
-
-def test_no_images_anywhere(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_latency, "FASHION_MNIST_FOLDER", tmp_path / "none")
-    network = find_side("darknet17", models=models)
-    with pytest.raises(InputError, match="no real images") as caught:
-        find_images((network, network), None)
-    assert "--calib" in caught.value.fix
-    assert "--no-latency" in caught.value.fix
-
-
-@pytest.mark.slow
-def test_networks_are_exported_with_random_weights(
-    compare: Callable[..., CompareReport], models: Path, tiny_spec: ModelSpec
-) -> None:
-    report = compare("cs3darknet_focus_s", "tiny", latency=True, size_px=(64, 64), batches=(1,))
-    assert report.a.untrained
-    assert {row.artifact for row in report.latency if row.ratio} >= {"eager", "torchscript", "onnx"}
+def test_a_detector_and_a_classifier_of_the_same_images(compare: Callable[..., CompareReport], models: Path) -> None:
+    _detector(models, "a", map50=0.6)
+    _edit(models, "tiny", accuracy=_accuracy("d/val", 0.9, num_images=9))
+    assert not compare("a", "tiny", size_px=(64, 64)).accuracy.comparable

@@ -103,7 +103,11 @@ def test_description_of_a_classifier(make: Callable[[str], tuple[Path, Path]]) -
 def test_description_of_a_detector(make: Callable[[str], tuple[Path, Path]], letter_box: int, resize: str) -> None:
     cfg, _ = make(DETECTOR.replace("letter_box=1", f"letter_box={letter_box}"))
     spec = spec_of_cfg(cfg)
-    assert (spec.task, spec.outputs, spec.num_classes) == ("detect", ("head_s8", "head_s4"), 2)
+    assert (spec.task, spec.outputs, spec.num_classes) == ("detect", ("boxes", "scores"), 2)
+    assert spec.detection is not None
+    assert [(head.output, head.stride_px, head.anchors) for head in spec.detection.heads] == [
+        ("head_s8", 8, ((8, 9), (20, 22))), ("head_s4", 4, ((4, 6), (8, 9))),
+    ]  # fmt: skip
     assert spec.preprocess.resize == resize
 
 
@@ -135,7 +139,9 @@ def test_classifier_from_cfg_and_weights_to_a_verified_bundle(
 def test_raw_heads_of_a_detector(make: Callable[[str], tuple[Path, Path]], photos: Path, tmp_path: Path) -> None:
     cfg, weights = make(DETECTOR)
     report = export_bundle(
-        ExportRequest(model=str(cfg), weights=str(weights), calibration=photos, output=tmp_path / "out", fp16=True)
+        ExportRequest(
+            model=str(cfg), weights=str(weights), calibration=photos, output=tmp_path / "out", fp16=True, decode="raw"
+        )
     )
     folder = Path(report.folder)
     artifact = report.manifest.artifacts[1]

@@ -58,7 +58,7 @@ def without_simplifier(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def export(photos: Path, tmp_path: Path) -> Callable[..., Path]:
+def export(photos: Path, tmp_path: Path, references_here: None) -> Callable[..., Path]:
     def call(path: Path, **options: Any) -> Path:
         given = {"calibration": photos, "preprocess": "unit", "size_px": (16, 16), **options}
         return Path(export_bundle(ExportRequest(model=str(path), output=tmp_path / "out", **given)).folder)

@@ -3,72 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from PIL import Image
 
-from cspdeploy.check.blame.prepare import BlameRequest, prepare
-from cspdeploy.check.inspect import inspect_onnx
-from cspdeploy.check.ladder import VerifySettings, verify_bundles
-from cspdeploy.check.loose_file import file_subject
 from cspdeploy.core.bundle import check_hashes, file_record, read_manifest
-from cspdeploy.core.card import read_card, stamp_card
-from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import read_golden
 from cspdeploy.core.metrics import top_k
-from cspdeploy.core.onnx_graph import read_onnx
-from cspdeploy.core.preprocess import list_images, load_image, preprocess, resize_image
-from cspdeploy.core.spec import ModelSpec, Preprocess, Provenance
-from cspdeploy.core.types import Frontend, ParityRow, TensorInfo, VerifyReport
-from cspdeploy.export import resize_graph, simplify
-from cspdeploy.export.frontend import write_pixel_graph
-from cspdeploy.pipeline import frontend_step
-from cspdeploy.pipeline.foreign import OnnxOrigin
+from cspdeploy.core.preprocess import load_image, preprocess, resize_image
+from cspdeploy.core.spec import ModelSpec
+from cspdeploy.core.types import Frontend, TensorInfo
+from cspdeploy.export import simplify
 from cspdeploy.pipeline.frontend_step import (
-    MAX_MEAN_STEPS,
     MAX_STEPS,
     FrontendStep,
-    measure_pixels,
     synthetic_photographs,
 )
-from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
+from cspdeploy.pipeline.recipe import ExportRequest
 from cspdeploy.pipeline.reproduce import reproduce_bundle
-from cspdeploy.report.card import card_lines
-from cspdeploy.report.html.page import render_report
 from cspdeploy.runtimes.ort import open_cpu_session
-
-Export = Callable[..., Path]
-U8_KINDS = ("onnx-u8", "onnx-fp16-u8", "onnx-int8-u8")
-
-
-@pytest.fixture(scope="module")
-def export(photo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    def call(frontend: Frontend, **options: Any) -> Path:
-        output = tmp_path_factory.mktemp("out")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(simplify, "_CHILD", ["false"])
-            request = ExportRequest(
-                model="tiny", models=photo_models, output=output, frontend=frontend, **options
-            )  # fmt: skip
-            return Path(export_bundle(request).folder)
-
-    return call
-
-
-@pytest.fixture
-def plain(tiny_u8_bundle: Path) -> Path:
-    """Bytes of the network's size in, BGR, and the classes out."""
-    return tiny_u8_bundle
+from tests.pipeline.conftest import Export
+from tests.pipeline.frontend_parts import U8_KINDS, edit, quick_verify, row_of
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +44,6 @@ def copy(tmp_path: Path) -> Callable[[Path], Path]:
     return lambda folder: Path(shutil.copytree(folder, tmp_path / "exported" / folder.name))
 
 
-def _verify(folder: Path, *runtimes: str, **settings: Any) -> VerifyReport:
-    quick: dict[str, Any] = {"latency": None, "isolate": False, "audit": True}
-    return verify_bundles([folder], VerifySettings(runtimes=runtimes or ("ort-cpu",), **(quick | settings)))
-
-
-def _row(report: VerifyReport, artifact: str, runtime: str = "ort-cpu") -> ParityRow:
-    (row,) = (row for row in report.rows if (row.artifact, row.runtime) == (artifact, runtime))
-    return row
-
-
 def _rehash(folder: Path) -> None:
     path = folder / "manifest.json"
     data = json.loads(path.read_text())
@@ -99,12 +51,6 @@ def _rehash(folder: Path) -> None:
         record = file_record(folder / entry["file"])
         entry.update(sha256=record.sha256, num_bytes=record.num_bytes)
     path.write_text(json.dumps(data))
-
-
-def _edit(path: Path, change: Callable[[onnx.GraphProto], None]) -> None:
-    model = onnx.load(path)
-    change(model.graph)
-    onnx.save(model, path)
 
 
 # --- what a bundle holds ---
@@ -179,84 +125,10 @@ def test_free_batch(export: Export) -> None:
     assert {name: array.shape for name, array in outputs.items()} == {
         "logits": (5, 10), "probabilities": (5, 2), "classes": (5, 2)
     }  # fmt: skip
-    assert _verify(folder).verdict == "pass"
+    assert quick_verify(folder).verdict == "pass"
 
 
 # --- how true the resize is ---
-
-
-def _contract(resize: str, interpolation: str, size_px: tuple[int, int], crop_pct: float = 1.0) -> Preprocess:
-    return Preprocess(
-        height_px=size_px[0], width_px=size_px[1], resize=resize, crop_pct=crop_pct, interpolation=interpolation,  # type: ignore[arg-type]
-        channel_order="rgb", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
-@pytest.mark.parametrize(
-    ("resize", "size_px", "crop_pct"),
-    [("crop", (48, 48), 0.875), ("crop", (32, 64), 1.0), ("stretch", (40, 30), 1.0), ("letterbox", (48, 40), 1.0)],
-)
-def test_resize_is_within_the_bound(
-    tmp_path: Path, resize: str, interpolation: str, size_px: tuple[int, int], crop_pct: float
-) -> None:
-    contract = _contract(resize, interpolation, size_px, crop_pct)
-    write_pixel_graph(tmp_path / "pixels.onnx", contract, opset=18)
-    pictures = [*synthetic_photographs(contract), *synthetic_photographs(contract.with_size(97, 61))]
-    found, pixels = measure_pixels(tmp_path / "pixels.onnx", contract, pictures)
-    assert found.faithful
-    assert found.mean <= MAX_MEAN_STEPS
-    assert found.largest <= (0 if interpolation == "nearest" else MAX_STEPS)
-    assert {image.shape for image in pixels} == {(*size_px, 3)}
-
-
-def test_nearest_needs_no_antialias_and_so_no_new_opset(tmp_path: Path) -> None:
-    contract = _contract("crop", "nearest", (33, 21))
-    write_pixel_graph(tmp_path / "pixels.onnx", contract, opset=13)
-    found, _ = measure_pixels(tmp_path / "pixels.onnx", contract, synthetic_photographs(contract))
-    assert (found.mean, found.largest) == (0.0, 0)
-
-
-def test_order_of_the_passes_is_pillows() -> None:
-    tall = Image.fromarray(synthetic_photographs(_contract("crop", "bilinear", (64, 16)))[0]).resize((16, 64))
-    at_once = np.asarray(tall.resize((24, 40), Image.Resampling.BICUBIC))
-    width_first = tall.resize((24, 64), Image.Resampling.BICUBIC).resize((24, 40), Image.Resampling.BICUBIC)
-    assert np.array_equal(at_once, np.asarray(width_first)) == (resize_graph.pillow_order() == "width-first")
-
-
-def _without_antialias(path: Path) -> None:
-    def change(graph: onnx.GraphProto) -> None:
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.name in ("antialias", "exclude_outside"):
-                    attribute.i = 0
-
-    _edit(path, change)
-
-
-def test_resize_without_antialias_is_beyond_the_bound(tmp_path: Path) -> None:
-    contract = _contract("stretch", "bilinear", (32, 32))
-    write_pixel_graph(tmp_path / "pixels.onnx", contract, opset=18)
-    _without_antialias(tmp_path / "pixels.onnx")
-    found, _ = measure_pixels(tmp_path / "pixels.onnx", contract, synthetic_photographs(contract))
-    assert not found.faithful
-    assert found.mean > 10 * MAX_MEAN_STEPS
-
-
-def test_unfaithful_resize_is_refused_and_the_rest_is_written(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = write_pixel_graph
-
-    def other(path: Path, contract: Preprocess, *, opset: int) -> None:
-        write(path, contract, opset=opset)
-        _without_antialias(path)
-
-    monkeypatch.setattr(frontend_step, "write_pixel_graph", other)
-    manifest = read_manifest(export(Frontend(resize=True)))
-    assert [item.kind for item in manifest.artifacts] == ["torchscript", "onnx"]
-    step = manifest.artifacts[-1].steps[-1]
-    assert (step.name, step.outcome) == ("frontend", "kept")
-    assert "not Pillow's" in step.detail
-    assert "bound 0.1 and 2" in step.detail
 
 
 def test_difference_is_recorded_and_widens_the_limit(resizing: Path, copy: Callable[[Path], Path]) -> None:
@@ -265,13 +137,13 @@ def test_difference_is_recorded_and_widens_the_limit(resizing: Path, copy: Calla
     assert found.frontend is not None
     assert 0 < found.frontend.max_difference == facts["golden"]["max"] <= MAX_STEPS
     assert 0 < facts["output_change"] < 1e-2
-    report = _verify(resizing, audit=False)
-    (limit,), (without,) = _row(report, "onnx-u8").limits, _row(report, "onnx").limits
+    report = quick_verify(resizing, audit=False)
+    (limit,), (without,) = row_of(report, "onnx-u8").limits, row_of(report, "onnx").limits
     assert limit.rel_l2 == pytest.approx(without.rel_l2 + facts["output_change"])
     assert limit.terms["pixels"] == facts["output_change"]
     assert "from Pillow's" in limit.why
     # What the golden images really are off by fits into it.
-    measured = _row(report, "onnx-u8").rel_l2
+    measured = row_of(report, "onnx-u8").rel_l2
     assert measured is not None
     assert without.rel_l2 < measured <= limit.rel_l2
 
@@ -279,7 +151,7 @@ def test_difference_is_recorded_and_widens_the_limit(resizing: Path, copy: Calla
     data = json.loads((folder / "manifest.json").read_text())
     data["artifacts"][-1]["steps"][-1]["facts"]["output_change"] = 5.0
     (folder / "manifest.json").write_text(json.dumps(data))
-    (limit,) = _row(_verify(folder, audit=False), "onnx-u8").limits
+    (limit,) = row_of(quick_verify(folder, audit=False), "onnx-u8").limits
     assert limit.rel_l2 == pytest.approx(without.rel_l2 + 1e-2)
 
 
@@ -287,19 +159,19 @@ def test_difference_is_recorded_and_widens_the_limit(resizing: Path, copy: Calla
 
 
 def test_ladder_holds(plain: Path, resizing: Path) -> None:
-    resized, report = _verify(resizing, audit=False), _verify(plain)
+    resized, report = quick_verify(resizing, audit=False), quick_verify(plain)
     for found in (resized, report):
         assert found.verdict == "pass", [row.reason for row in found.rows]
-    row = _row(report, "preprocess", "onnx-fp16-u8")
+    row = row_of(report, "preprocess", "onnx-fp16-u8")
     assert (row.verdict, row.max_abs, row.limit) == ("pass", 0.0, 1e-5)
     for kind in U8_KINDS:
-        own, without = _row(report, kind), _row(report, kind.removesuffix("-u8"))
+        own, without = row_of(report, kind), row_of(report, kind.removesuffix("-u8"))
         assert (own.rel_l2, own.limits, own.decisions) == (without.rel_l2, without.limits, without.decisions)
         assert own.audit is not None
         assert without.audit is not None
         assert own.audit.problem == ""
         assert (own.audit.num_macs, own.audit.found) == (without.audit.num_macs, without.audit.found)
-    row = _row(resized, "preprocess", "onnx-u8")
+    row = row_of(resized, "preprocess", "onnx-u8")
     assert "from Pillow's on the golden images" in row.note
 
 
@@ -334,13 +206,13 @@ def test_wrong_preprocessing_breaks_its_rows_alone(
     plain: Path, copy: Callable[[Path], Path], change: Callable[[onnx.GraphProto], None]
 ) -> None:
     folder = copy(plain)
-    _edit(folder / "tiny.u8.onnx", change)
+    edit(folder / "tiny.u8.onnx", change)
     _rehash(folder)
-    report = _verify(folder, audit=False)
+    report = quick_verify(folder, audit=False)
     assert report.verdict == "fail"
-    assert _row(report, "preprocess", "onnx-u8").verdict == "numeric"
-    assert _row(report, "onnx-u8").verdict == "numeric"
-    assert _row(report, "onnx").verdict == "pass"
+    assert row_of(report, "preprocess", "onnx-u8").verdict == "numeric"
+    assert row_of(report, "onnx-u8").verdict == "numeric"
+    assert row_of(report, "onnx").verdict == "pass"
 
 
 def test_graph_without_the_node_that_makes_the_input_has_a_row_that_says_so(
@@ -351,9 +223,9 @@ def test_graph_without_the_node_that_makes_the_input_has_a_row_that_says_so(
     def rename(graph: onnx.GraphProto) -> None:
         next(node for node in graph.node if node.name == "frontend/normalise").name = "other"
 
-    _edit(folder / "tiny.u8.onnx", rename)
+    edit(folder / "tiny.u8.onnx", rename)
     _rehash(folder)
-    row = _row(_verify(folder, audit=False), "preprocess", "onnx-u8")
+    row = row_of(quick_verify(folder, audit=False), "preprocess", "onnx-u8")
     assert (row.verdict, row.reason) == ("error", "has no node 'frontend/normalise' that makes its input")
 
 
@@ -372,101 +244,12 @@ def test_wrong_classes_are_found_though_the_scores_are_right(
     plain: Path, copy: Callable[[Path], Path], change: Callable[[onnx.GraphProto], None], verdict: str
 ) -> None:
     folder = copy(plain)
-    _edit(folder / "tiny.u8.onnx", change)
+    edit(folder / "tiny.u8.onnx", change)
     _rehash(folder)
-    report = _verify(folder, audit=False)
-    assert _row(report, "onnx-u8").verdict == verdict
-    assert _row(report, "preprocess", "onnx-u8").verdict == "pass"
+    report = quick_verify(folder, audit=False)
+    assert row_of(report, "onnx-u8").verdict == verdict
+    assert row_of(report, "preprocess", "onnx-u8").verdict == "pass"
     assert report.verdict == "fail"
-
-
-# --- the card ---
-
-
-def test_every_onnx_file_says_what_it_is(plain: Path) -> None:
-    manifest = read_manifest(plain)
-    for artifact in manifest.artifacts:
-        if artifact.format != "onnx":
-            continue
-        card = inspect_onnx(plain / artifact.file).card
-        assert card is not None
-        assert (card.model, card.artifact, card.labels) == ("tiny", artifact.kind, manifest.labels)
-        assert (card.preprocess, card.provenance) == (manifest.spec.preprocess, manifest.spec.provenance)
-        assert card.frontend == artifact.frontend
-        assert card.outputs == tuple(value.name for value in artifact.outputs)
-        assert card.tool.startswith("cspdeploy ")
-
-
-def test_card_is_the_contract_of_a_file_by_itself(plain: Path, tmp_path: Path) -> None:
-    """Exported again without --preprocess and --names: labels, contract and UNTRAINED go along."""
-    path = tmp_path / "other.onnx"
-    shutil.copy(plain / "tiny.onnx", path)
-    card = read_card(read_onnx(path).metadata, name="other.onnx")
-    assert card is not None
-    stamp_card(path, dataclasses.replace(card, provenance=Provenance(source="random")))
-    origin = OnnxOrigin(
-        path, preprocess=None, images=_pictures(tmp_path / "pictures"), names=None, size_px=None, opset=None,
-        max_opset=None, operators=frozenset(), dynamic_batch=False,
-    )  # fmt: skip
-    manifest = read_manifest(plain)
-    assert (origin.spec.preprocess, origin.spec.task) == (manifest.spec.preprocess, "classify")
-    assert origin.labels == manifest.labels
-    assert origin.spec.provenance.untrained
-    subject = file_subject(path, images=tmp_path / "pictures", reference=False)
-    images = list_images(tmp_path / "pictures")
-    np.testing.assert_array_equal(
-        next(iter(subject.feeds.values())), preprocess([str(image) for image in images], manifest.spec.preprocess)
-    )
-
-
-def _pictures(folder: Path) -> Path:
-    folder.mkdir()
-    for i, picture in enumerate(synthetic_photographs(_contract("crop", "bilinear", (40, 40)))):
-        Image.fromarray(picture).save(folder / f"{i}.png")
-    return folder
-
-
-def test_card_for_a_reader(plain: Path) -> None:
-    card = inspect_onnx(plain / "tiny.int8.u8.onnx").card
-    lines = dict(card_lines(card))
-    assert lines["labels"] == "label 0, label 1, label 2, label 3, label 4, ... (10 in all)"
-    assert lines["image"] == "32x32 px RGB, shorter side, then the centre, bilinear"
-    assert "in the graph, from BGR bytes, and the 3 likeliest classes at its end" in lines["preprocessing"]
-    assert card is not None
-    untrained = dataclasses.replace(card, provenance=Provenance(source="random"), frontend=None)
-    lines = dict(card_lines(untrained))
-    assert lines["weights from"].startswith("UNTRAINED")
-    assert lines["preprocessing"].endswith("by the application")
-
-
-# --- what else looks at such files ---
-
-
-def test_blame_names_the_file_that_takes_floats(plain: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"behind it the nodes of tiny\.int8\.onnx") as caught:
-        prepare(BlameRequest(artifact=plain / "tiny.int8.u8.onnx"), folder=tmp_path)
-    assert caught.value.fix == f"cspdeploy blame {plain / 'tiny.int8.onnx'}"
-
-
-def test_page_shows_them_and_keeps_its_snippets_to_files_that_take_floats(plain: Path) -> None:
-    manifest = read_manifest(plain)
-    golden, report = read_golden(plain / "golden.npz"), _verify(plain, audit=False)
-    page = str(render_report(plain, manifest=manifest, golden=golden, report=report))
-    assert "input image, uint8 [N, H, W, 3] BGR, of 32x32 px" in page
-    assert 'ort.InferenceSession("tiny.onnx"' in html.unescape(page).replace('<span class="string">', "").replace(
-        "</span>", ""
-    )
-
-
-def test_accuracy_is_that_of_the_file_without(plain: Path) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (20, 32, 32), np.uint8)
-    data = LabelledImages(
-        name="x", labels=read_manifest(plain).labels, classes=np.arange(20, dtype=np.int64) % 10, stored=pictures
-    )
-    report = _verify(plain, accuracy=data, audit=False)
-    for kind in U8_KINDS:
-        assert _row(report, kind).accuracy_images == 20
-        assert _row(report, kind).top1 == _row(report, kind.removesuffix("-u8")).top1
 
 
 # --- what is refused ---

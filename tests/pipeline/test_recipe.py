@@ -106,7 +106,7 @@ def test_facts_of_the_manifest(tiny_bundle: Path, tiny_models: Path, tiny_spec: 
         "labels": str(tiny_models / "tiny" / "labels.txt"),
         "fp16": True, "opset": 18,
         "dynamic_batch": False, "preprocess": None, "target": None, "int8": None, "frontend": None,
-        "also": [], "further_sizes_px": [],
+        "also": [], "further_sizes_px": [], "decode": None, "suppression": None,
         "images": f"{tiny_models / 'tiny' / 'calibration.npz'} ({digest})",
     }  # fmt: skip
 
@@ -170,6 +170,7 @@ def test_same_inputs_give_the_same_bytes(tiny_bundle: Path, tiny_models: Path, o
 # --- options ---
 
 
+@pytest.mark.usefixtures("without_simplifier")
 def test_size_opset_and_free_batch(export: Export, output: Path) -> None:
     manifest = export(size_px=(48, 40), opset=13, dynamic_batch=True, fp16=True)
     assert (manifest.spec.preprocess.height_px, manifest.spec.preprocess.width_px) == (48, 40)
@@ -273,6 +274,7 @@ def test_split_expansion_must_not_measure_slower(
     assert "slower" in step.detail if outcome == "kept" else "3 expansion convolutions" in step.detail
 
 
+@pytest.mark.usefixtures("without_simplifier")
 def test_split_expansion_that_is_not_exact_is_not_taken(
     export: Export, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from cspdeploy.quant.describe import list_facts, rounded_db
 from cspdeploy.quant.int8 import Int8Settings, assemble
 from cspdeploy.quant.observations_cache import ObservationsCache
 from cspdeploy.quant.outcome import Point, conclude
+from cspdeploy.quant.place import Layout
 from cspdeploy.quant.plan import QuantPlan
 from cspdeploy.quant.prepare import prepare_float
 from cspdeploy.quant.prove import PlacementProof
@@ -36,6 +37,8 @@ def assembly() -> Assembly:
 
 class Scores:
     """Stands for an assembly whose plans are their schemes, of which the SQNR is known."""
+
+    float_heads: frozenset[str] = frozenset()
 
     def __init__(self, scores: Mapping[Scheme, float], default: float = 10.0) -> None:
         self.scores, self.default = scores, default
@@ -242,3 +245,27 @@ def test_images_that_judge_are_not_those_that_fit(assembly: Assembly) -> None:
     assert len(held_out) == assembly.num_held_out
     assert fit
     assert fit.isdisjoint(held_out)
+
+
+# --- the heads of a detector ---
+
+
+class Heads(Scores):
+    """Two layers, of which the last one could be INT8 as well."""
+
+    float_heads = frozenset({"head"})
+
+    def layout(self, scheme: Scheme) -> Layout:
+        return Layout(
+            tensors=(), groups=(), followed_by={}, nodes=frozenset(), float_nodes=dict.fromkeys(scheme.floats, "asked"),
+            weights={}, biases={},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("whole_db", "kept"), [(20.0, True), (19.95, True), (19.8, False), (12.0, False)])
+def test_heads_stay_in_float_unless_that_is_harmless(whole_db: float, kept: bool) -> None:
+    whole = Scheme(method="through", exponent=0.75)
+    floats = dataclasses.replace(whole, floats=Heads.float_heads)
+    found = select(Heads({floats: 20.0, whole: whole_db}), method="through", progress=lambda *_: None)  # type: ignore[arg-type]
+    assert found.scheme == (whole if kept else floats)
+    assert found.why().endswith(f"heads in INT8: {whole_db:.1f} dB{'' if kept else ', not kept'}")

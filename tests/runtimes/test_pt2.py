@@ -134,7 +134,7 @@ def test_guards_and_pickled_samples_are_left_out(good: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize("name", sorted(name for name, row in NETWORKS.items() if row.detection is None))
 def test_every_network_has_a_program_that_opens(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build(spec_of(NETWORKS[name])).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cspdeploy.check.blame.detector import (
+    DetectorForm,
+    bring_into,
+    detection_of,
+    form_of,
+    in_golden_form,
+    note_on,
+    score_gains,
+)
+from cspdeploy.check.blame.inputs import output_errors, worst_inputs
 from cspdeploy.check.blame.measure import exact_distance
 from cspdeploy.check.blame.onnx_source import DEFAULT_BUDGET_BYTES
 from cspdeploy.check.blame.open import (
@@ -24,7 +35,7 @@ from cspdeploy.check.blame.open import (
 from cspdeploy.check.blame.reference import Origin
 from cspdeploy.check.blame.scaled import in_scale_of
 from cspdeploy.check.loose_file import file_subject
-from cspdeploy.check.subject import Subject, bundle_subject
+from cspdeploy.check.subject import Candidate, Subject, bundle_subject
 from cspdeploy.core.bundle import MANIFEST_FILE, read_manifest
 from cspdeploy.core.catalog import ARTIFACT_KINDS, EAGER
 from cspdeploy.core.errors import InputError
@@ -38,11 +49,6 @@ __all__ = ["GOLDEN", "BlameRequest", "Prepared", "prepare"]
 Array = npt.NDArray[Any]
 
 GOLDEN, ITSELF = "golden", "itself"
-MAX_PIXELS = 1 << 17
-"""Of the inputs that are traced: 2 images at 256 px."""
-MAX_INPUTS = 8
-"""And no more than so many, however small: a fault of the graph shows on any of them, one of rounding or range on those
-that come out worst, which are the ones taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +79,10 @@ class BlameRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """Ready to be traced. `calls` and `reference_calls` are the same inputs under each one's own names."""
+    """Ready to be traced. `calls` and `reference_calls` are the same inputs under each one's own names.
+
+    `gains`: by how much the budget of an output is widened in INT8, by its place.
+    """
 
     named: Named
     runtime: Runtime
@@ -83,6 +92,7 @@ class Prepared:
     reference_calls: list[dict[str, Array]]
     num_inputs: int
     notes: tuple[str, ...]
+    gains: Mapping[int, float]
 
 
 def prepare(request: BlameRequest, *, folder: Path) -> Prepared:
@@ -98,9 +108,13 @@ def prepare(request: BlameRequest, *, folder: Path) -> Prepared:
     """
     subject = _subject_of(request.artifact)
     _require_floats(request.artifact, subject)
-    named = _named_in(subject, request.artifact) or name_file(request.artifact)
+    asked = _candidate_in(subject, request.artifact)
+    form = form_of(asked, detection_of(subject))
+    named = _named(subject, asked, form, folder=folder / "ours") or name_file(request.artifact)
     runtime = choose_runtime(named, request.runtime)
-    origin, theirs, notes = _origin(request, named, subject, folder=folder)
+    origin, theirs, notes = _origin(request, named, subject, form, folder=folder)
+    if asked is not None and (told := note_on(asked, form)):
+        notes.append(told)
     feeds, more = _feeds(request, named, theirs, subject)
     batch = _common_batch(named, theirs)
     if batch is None and subject is None:
@@ -111,12 +125,13 @@ def prepare(request: BlameRequest, *, folder: Path) -> Prepared:
         feeds = {name: np.ascontiguousarray(array[:count]) for name, array in feeds.items()}
     calls = as_calls(feeds, batch)
     if subject is not None and request.max_inputs is None:
-        feeds = _worst(subject, feeds, _output_errors(subject, source, named, calls), batch)
+        feeds = worst_inputs(subject, feeds, output_errors(subject, source, named, calls, form=form), batch)
         calls = as_calls(feeds, batch)
     return Prepared(
         named=named, runtime=runtime, source=source, origin=origin,
         calls=[named.feeds(values) for values in calls], reference_calls=[theirs.feeds(values) for values in calls],
         num_inputs=sum(len(values[0]) if values[0].ndim else 1 for values in calls), notes=(*notes, *more),
+        gains=score_gains(form),
     )  # fmt: skip
 
 
@@ -148,13 +163,20 @@ def _require_floats(path: Path, subject: Subject | None) -> None:
     )
 
 
-def _named_in(subject: Subject | None, path: Path) -> Named | None:
-    candidates = subject.candidates if subject else ()
-    return next((name_candidate(item) for item in candidates if item.path.name == path.name), None)
+def _candidate_in(subject: Subject | None, path: Path) -> Candidate | None:
+    return next((item for item in (subject.candidates if subject else ()) if item.path.name == path.name), None)
+
+
+def _named(subject: Subject | None, made: Candidate | None, form: DetectorForm, *, folder: Path) -> Named | None:
+    """A candidate of the subject in that form; its inputs are those of the whole file."""
+    if made is None:
+        return None
+    own = bring_into(made, form, detection_of(subject), folder=folder)
+    return dataclasses.replace(name_candidate(made), path=own.path, spec=own.spec, outputs=own.output_names)
 
 
 def _origin(
-    request: BlameRequest, named: Named, subject: Subject | None, *, folder: Path
+    request: BlameRequest, named: Named, subject: Subject | None, form: DetectorForm, *, folder: Path
 ) -> tuple[Origin, Named, list[str]]:
     against = request.against or (GOLDEN if subject else "")
     if not against:
@@ -162,20 +184,22 @@ def _origin(
             f"{request.artifact}: not of a bundle, so that nothing says what it should compute",
             fix=f"--against FILE, or --against {ITSELF} for its own FP64",
         )
+    place = folder / "theirs"
     if against == GOLDEN:
         if subject is None:
             raise InputError(f"--against {GOLDEN}: {request.artifact} is not of a bundle", fix="--against FILE")
-        theirs, notes = _original(subject, named)
+        theirs, notes = _original(subject, named, form, folder=place)
     else:
-        path = request.artifact if against == ITSELF else Path(against)
-        theirs, notes = _named_in(_subject_of(path), path) or name_file(path), []
+        path, notes = request.artifact if against == ITSELF else Path(against), []
+        other = _subject_of(path)
+        theirs = _named(other, _candidate_in(other, path), form, folder=place) or name_file(path)
     origin = open_origin(theirs, folder=folder, runtime=request.against_runtime)
     if theirs.format == "onnx":
         origin = in_scale_of(named.factors, origin, own=theirs.factors)
     return origin, theirs, notes
 
 
-def _original(subject: Subject, named: Named) -> tuple[Named, list[str]]:
+def _original(subject: Subject, named: Named, form: DetectorForm, *, folder: Path) -> tuple[Named, list[str]]:
     """What stands for the golden outputs inside the network.
 
     For the first files of the ladder the network itself. For those made from the FP32 ONNX file that file, whose
@@ -185,16 +209,17 @@ def _original(subject: Subject, named: Named) -> tuple[Named, list[str]]:
     eager = next((item for item in subject.candidates if item.format == EAGER and not item.absent), None)
     plain = next((item for item in subject.candidates if item.format == "onnx" and item.precision == "fp32"), None)
     derived = named.format == "onnx" and plain is not None and plain.path.name != named.path.name
-    if eager is not None and not derived:
-        return name_candidate(eager), []
-    if plain is not None:
-        file = name_candidate(plain)
-        reason = _disagrees(subject, file)
+    network = _named(subject, eager, form, folder=folder)
+    if network is not None and not derived:
+        return network, []
+    file = _named(subject, plain, form, folder=folder)
+    if file is not None and plain is not None:
+        reason = _disagrees(subject, file, form)
         if not reason:
-            why = "" if eager is not None else ", since the weights that the bundle was made from are not here"
+            why = "" if network is not None else ", since the weights that the bundle was made from are not here"
             return file, [f"the reference is {plain.path.name} in FP64, whose outputs are the golden ones{why}"]
-        if eager is not None:
-            return name_candidate(eager), [f"{plain.path.name} is not the reference: {reason}"]
+        if network is not None:
+            return network, [f"{plain.path.name} is not the reference: {reason}"]
         raise InputError(
             f"{subject.name}: the weights are not here, and {plain.path.name} does not stand for them: {reason}",
             fix="put the weights back where they were at export, or --against FILE",
@@ -205,7 +230,7 @@ def _original(subject: Subject, named: Named) -> tuple[Named, list[str]]:
     )
 
 
-def _disagrees(subject: Subject, file: Named) -> str:
+def _disagrees(subject: Subject, file: Named, form: DetectorForm) -> str:
     """Why a file's FP64 outputs are not the golden ones, on the first images; empty where they are."""
     origin = open_origin(file, folder=file.path.parent)
     values = as_calls({name: array[: file.batch or 2] for name, array in subject.feeds.items()}, file.batch)[0]
@@ -215,9 +240,10 @@ def _disagrees(subject: Subject, file: Named) -> str:
         found[name].append(np.array(array))
 
     origin.exact.trace([file.feeds(values)], keep, wanted=frozenset(found))
-    for name, arrays in found.items():
+    made = {name: arrays[0] for name, arrays in found.items()}
+    for name, array in in_golden_form(made, subject, form).items():
         limit = tolerance_for("fp32", subject.floors[name]).rel_l2
-        gap = exact_distance(arrays, [subject.outputs_fp64[name][: len(values[0])]])
+        gap = exact_distance([array], [subject.outputs_fp64[name][: len(values[0])]])
         if not gap <= limit:
             return f"its output {name} is at relative L2 {gap:.1e} of the golden one, limit {limit:.1e}"
     return ""
@@ -227,7 +253,7 @@ def _feeds(
     request: BlameRequest, named: Named, theirs: Named, subject: Subject | None
 ) -> tuple[Mapping[str, Array], list[str]]:
     """Golden images of whichever side has some; else what the artifact's file asks for."""
-    other = subject or _subject_of(theirs.path)
+    other = subject or _subject_of(Path(request.against))
     if other is not None and request.images is None:
         return other.feeds, []
     file = named if named.format == "onnx" else theirs
@@ -246,49 +272,3 @@ def _common_batch(named: Named, theirs: Named) -> int | None:
             fix="--against a file with the same batch",
         )
     return next(iter(fixed), None)
-
-
-def _output_errors(
-    subject: Subject, source: TraceSource, named: Named, calls: list[list[Array]]
-) -> npt.NDArray[np.float64]:
-    """Of each golden input, the squared error of all outputs against the golden ones."""
-    names = list(named.outputs)
-    made: dict[str, list[Array]] = {}
-
-    def keep(name: str, array: Array, _constant: bool) -> None:
-        made.setdefault(name, []).append(np.array(array, np.float64))
-
-    feeds = [named.feeds(values) for values in calls]
-    final = getattr(source, "final_outputs", None)
-    if final is not None:
-        for outputs in final(feeds, optimise=False):
-            for name in names:
-                keep(name, outputs[name], False)
-    else:
-        source.trace(feeds[:1], lambda *_: None, wanted=())
-        own = list(source.outputs)
-        source.trace(feeds, keep, wanted=frozenset(own))
-        made = {name: made[tensor] for name, tensor in zip(names, own, strict=True)}
-    total = np.zeros(0)
-    for name in names:
-        found = np.concatenate(made[name])
-        exact = subject.outputs_fp64[name][: len(found)]
-        with np.errstate(all="ignore"):
-            off = np.square(found.reshape(len(found), -1) - exact.reshape(len(exact), -1)).sum(axis=1)
-        error = np.nan_to_num(off / max(float(np.square(exact).sum()), 1e-300), nan=np.inf)
-        total = error if not total.size else total + error
-    return total
-
-
-def _worst(
-    subject: Subject, feeds: Mapping[str, Array], errors: npt.NDArray[np.float64], batch: int | None
-) -> dict[str, Array]:
-    """The inputs that come out worst, as many as are traced, in their order."""
-    first = next(iter(feeds.values()))
-    pixels = int(np.prod(first.shape[2:])) if first.ndim > 2 else 1
-    step = batch or 1
-    count = min(
-        len(errors), max(step, MAX_INPUTS // step * step), max(step, MAX_PIXELS // max(1, pixels) // step * step)
-    )
-    chosen = np.sort(np.argsort(-errors, kind="stable")[: max(1, count)])
-    return {name: np.ascontiguousarray(array[chosen]) for name, array in subject.feeds.items()}

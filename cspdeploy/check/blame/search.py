@@ -23,6 +23,7 @@ from cspdeploy.check.blame.operators import hands_on
 from cspdeploy.check.blame.prepare import BlameRequest, Prepared, prepare
 from cspdeploy.check.blame.reference import Reference, trace_reference, trace_side
 from cspdeploy.check.blame.sketch import distance
+from cspdeploy.core.catalog import INT8_LIMIT
 from cspdeploy.core.metrics import sqnr_db
 from cspdeploy.core.quantised import count_quantised
 from cspdeploy.core.trace import TraceSource
@@ -114,6 +115,10 @@ class _Search:
         onnx = [item for item in (prepared.named.path,) if prepared.named.format == "onnx"]
         self._num_quantised = count_quantised(onnx[0]) if onnx and self._precision == "int8" else 0
         self._budgets = reference.budgets(self._precision, num_quantised=self._num_quantised)
+        outputs = reference.origin.source.outputs
+        for place, gain in prepared.gains.items() if self._precision == "int8" else ():
+            if place < len(outputs) and outputs[place] in self._budgets:
+                self._budgets[outputs[place]] = min(gain * self._budgets[outputs[place]], INT8_LIMIT)
 
     def describer(self, traced: _Traced) -> Describer:
         return Describer(

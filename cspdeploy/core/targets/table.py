@@ -43,6 +43,8 @@ _WEB_README = "npmjs.com/package/onnxruntime-web: WebAssembly has full ONNX oper
 _OPENVINO_OPERATORS = "openvinotoolkit/openvino src/frontends/onnx/docs/supported_ops.md"
 _TENSORRT_8_5_OPERATORS = "onnx/onnx-tensorrt docs/operators.md (8.5) and onnx/onnx-tensorrt#904 (8.6)"
 
+# NVIDIA/TensorRT plugin/efficientNMSPlugin/README.md: found by the operator's name, whatever its domain.
+_TENSORRT_PLUGINS = {"TRT": frozenset({"EfficientNMS_TRT"})}
 _MICROSOFT_ALL = {"com.microsoft": None, "ai.onnx.ml": None}
 
 
@@ -104,7 +106,7 @@ _TENSORRT_8_6 = Target(
             source=_TENSORRT_8_5_OPERATORS,
         ),
     ),
-    rules=TENSORRT_8_6_RULES,
+    domains=_TENSORRT_PLUGINS, rules=TENSORRT_8_6_RULES,
 )  # fmt: skip
 
 _TENSORRT_10 = Target(
@@ -128,7 +130,7 @@ _TENSORRT_10 = Target(
             fix="export in float32 or float16", source=TENSORRT_10_OPERATORS,
         ),
     ),
-    rules=TENSORRT_10_RULES,
+    domains=_TENSORRT_PLUGINS, rules=TENSORRT_10_RULES,
 )  # fmt: skip
 
 _OPENVINO = Target(

@@ -88,8 +88,15 @@ def parse_cfg(text: str, *, source: str = "cfg") -> DarknetConfig:
     try:
         plan_network(config)
     except LayerError as error:
-        raise InputError(f"{rest[error.index].where}: {error.problem}", fix="mend the cfg") from error
+        raise InputError(f"{rest[error.index].where}: {error.problem}", fix=_fix(layers[error.index])) from error
     return config
+
+
+def _fix(layer: Layer) -> str:
+    """Of a layer that does not fit the ones before it."""
+    if not isinstance(layer, Yolo):
+        return "mend the cfg"
+    return f"filters={layer.num_chs} in the [convolutional] before it, and the same classes= in every [yolo]"
 
 
 def _split(text: str, source: str) -> list[Section]:

@@ -1,10 +1,11 @@
-"""Official Darknet weights into the native CSP networks, and back. The numbers are moved, never computed with.
+"""Darknet weights into the native CSP networks and detectors, and back. The numbers are moved, never computed with.
 
     conv_exp         rows = [cross; block-in] of Darknet's two convolutions ([block-in; cross] in a cs3 stage)
     conv_transition  Darknet joins [block, cross]; a csp stage joins [cross, block]: the input columns change halves
     padding          a native block path wider than Darknet's block-in: new rows with weight, scale, shift and mean 0,
                      variance 1, so that they give 0, and input columns of 0 in the convolution that reads them
-    head             1x1 convolution [C, F, 1, 1] = linear layer [C, F], its rows in the order of the other's classes
+    head             1x1 convolution [C, F, 1, 1] = linear layer [C, F], its rows in the order of the other's classes;
+                     a detector's heads are the same convolutions in both
 
 What weights cannot tell is compared in the cfgs: layers, activations, slope.
 """
@@ -20,15 +21,18 @@ from torch import Tensor
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.nets.cspnet import CspNetConfig
+from cspdeploy.nets.darknet.detector_form import detector_form
 from cspdeploy.nets.darknet.form import DarknetForm, Unit, darknet_form
 from cspdeploy.nets.darknet.network import DarknetNet
 from cspdeploy.nets.darknet.plan import IMAGE, plan_network
-from cspdeploy.nets.darknet.sections import Convolutional, Cost, DarknetConfig, Dropout, Layer, Softmax
+from cspdeploy.nets.darknet.sections import Convolutional, Cost, DarknetConfig, Dropout, Layer, Softmax, Yolo
 from cspdeploy.nets.darknet.weights import read_darknet_state
+from cspdeploy.nets.yolov4 import YoloV4Config
 
 __all__ = ["darknet_to_native", "native_to_darknet", "read_darknet_into_native"]
 
 State = dict[str, Tensor]
+NativeConfig = CspNetConfig | YoloV4Config
 
 _IDLE = {"conv.weight": 0.0, "bn.weight": 0.0, "bn.bias": 0.0, "bn.running_mean": 0.0, "bn.running_var": 1.0}
 """A unit's tensors, with the values that make a channel give 0."""
@@ -37,7 +41,7 @@ OTHER_NETWORK = "name the native network that these weights were made for"
 
 
 def read_darknet_into_native(
-    path: Path, config: CspNetConfig, *, num_classes: int, class_order: Sequence[int] | None = None,
+    path: Path, config: NativeConfig, *, num_classes: int, class_order: Sequence[int] | None = None,
     cfg: DarknetConfig | None = None,
 ) -> State:  # fmt: skip
     """The state dict of the native network `config` from a `.weights` file.
@@ -49,13 +53,13 @@ def read_darknet_into_native(
     Raises:
         InputError: as `read_darknet` and `darknet_to_native`.
     """
-    cfg = cfg or darknet_form(config, num_classes=num_classes).config
+    cfg = cfg or _form(config, num_classes).config
     _, state = read_darknet_state(path, cfg)
     return _to_native(state, cfg, config, class_order)
 
 
 def darknet_to_native(
-    source: DarknetNet | Mapping[str, Tensor], config: CspNetConfig, *, class_order: Sequence[int] | None = None
+    source: DarknetNet | Mapping[str, Tensor], config: NativeConfig, *, class_order: Sequence[int] | None = None
 ) -> State:
     """The state dict of the native network `config` that is the same function as a Darknet network.
 
@@ -73,7 +77,7 @@ def darknet_to_native(
 
 
 def native_to_darknet(
-    state: Mapping[str, Tensor], config: CspNetConfig, *, class_order: Sequence[int] | None = None
+    state: Mapping[str, Tensor], config: NativeConfig, *, class_order: Sequence[int] | None = None
 ) -> State:
     """The state dict of `DarknetNet(native_to_cfg(config, ...))` that is the same function as a native network.
 
@@ -85,22 +89,24 @@ def native_to_darknet(
         InputError: a tensor is missing or has another shape; Darknet has no such network; `class_order` is no
             permutation.
     """
-    num_classes = len(_take(state, "head.fc.bias", None))
-    order = _permutation(class_order, num_classes)
-    form = darknet_form(config, num_classes=num_classes)
+    last = _form(config, 1).units[-1].native
+    form = _form(config, _num_classes(config, len(_take(state, f"{last}.bias", None))))
+    order = _permutation(class_order, _conv_of(form, form.units[-1]).filters)
     in_chs, num_rows = _widths(form)
     result: State = {}
     used: set[str] = set()
     for unit in form.units:
         layer, prefix = _conv_of(form, unit), f"layers.{unit.layer}"
         rows = slice(unit.first_row, unit.first_row + layer.filters)
-        for name, shape in _native_shapes(layer, in_chs[unit.layer], num_rows[unit.native]).items():
+        for name, shape in _native_shapes(unit, layer, in_chs[unit.layer], num_rows[unit.native]).items():
             key = f"{unit.native}.{name}"
             used.add(key)
             values = _take(state, key, shape)
             if unit.part == "classes":
                 values = values[torch.argsort(order)]
                 result[f"{prefix}.conv.{name}"] = values[:, :, None, None] if name == "weight" else values
+            elif unit.part == "head":
+                result[f"{prefix}.conv.{name}"] = values.clone()
             elif name == "conv.weight":
                 split = values.shape[1] - unit.swap_chs
                 result[f"{prefix}.{name}"] = torch.cat([values[rows, split:], values[rows, :split]], dim=1)
@@ -111,7 +117,7 @@ def native_to_darknet(
 
 
 def _to_native(
-    state: Mapping[str, Tensor], cfg: DarknetConfig | None, config: CspNetConfig, class_order: Sequence[int] | None
+    state: Mapping[str, Tensor], cfg: DarknetConfig | None, config: NativeConfig, class_order: Sequence[int] | None
 ) -> State:
     form = _form_of(state, cfg, config)
     order = _permutation(class_order, _conv_of(form, form.units[-1]).filters)
@@ -135,20 +141,35 @@ def _to_native(
         if unit.part == "classes":
             result["head.fc.weight"] = values["conv.weight"][order].flatten(1)
             result["head.fc.bias"] = values["conv.bias"][order]
+        elif unit.part == "head":
+            result.update({f"{unit.native}.{name.removeprefix('conv.')}": value for name, value in values.items()})
         else:
-            _put(result, unit, values, shapes=_native_shapes(native, in_chs[unit.layer], num_rows[unit.native]))
+            _put(result, unit, values, shapes=_native_shapes(unit, native, in_chs[unit.layer], num_rows[unit.native]))
     _require_all_used(state, used)
     return _with_counters(result)
 
 
-def _form_of(state: Mapping[str, Tensor], cfg: DarknetConfig | None, config: CspNetConfig) -> DarknetForm:
+def _form_of(state: Mapping[str, Tensor], cfg: DarknetConfig | None, config: NativeConfig) -> DarknetForm:
     """Darknet's form of the native network, with the classes that the weights have."""
     if cfg is not None:
-        form = darknet_form(config, num_classes=plan_network(cfg).num_classes)
+        form = _form(config, plan_network(cfg).num_classes)
         _require_same(cfg, form)
         return form
-    head = darknet_form(config, num_classes=1).units[-1].layer
-    return darknet_form(config, num_classes=len(_take(state, f"layers.{head}.conv.bias", None)))
+    head = _form(config, 1).units[-1].layer
+    return _form(config, _num_classes(config, len(_take(state, f"layers.{head}.conv.bias", None))))
+
+
+def _form(config: NativeConfig, num_classes: int) -> DarknetForm:
+    if isinstance(config, YoloV4Config):
+        return detector_form(config, num_classes=num_classes)
+    return darknet_form(config, num_classes=num_classes)
+
+
+def _num_classes(config: NativeConfig, num_rows: int) -> int:
+    """Classes of a last layer with so many output channels; 1 where none fit, which the shapes then show."""
+    if not isinstance(config, YoloV4Config):
+        return num_rows
+    return max(1, num_rows // config.num_anchors - 5)
 
 
 def _put(result: State, unit: Unit, values: State, *, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -186,8 +207,10 @@ def _darknet_shapes(layer: Convolutional, in_chs: int) -> dict[str, tuple[int, .
     return {"conv.weight": kernel, **dict.fromkeys(vectors, (layer.filters,))}
 
 
-def _native_shapes(layer: Convolutional, in_chs: int, num_rows: int) -> dict[str, tuple[int, ...]]:
-    if not layer.batch_normalize:  # the linear layer of the head
+def _native_shapes(unit: Unit, layer: Convolutional, in_chs: int, num_rows: int) -> dict[str, tuple[int, ...]]:
+    if unit.part == "head":
+        return {"weight": (num_rows, in_chs, 1, 1), "bias": (num_rows,)}
+    if unit.part == "classes":  # the linear layer
         return {"weight": (num_rows, in_chs), "bias": (num_rows,)}
     return _darknet_shapes(dataclasses.replace(layer, filters=num_rows), in_chs)
 
@@ -241,6 +264,8 @@ def _require_same(cfg: DarknetConfig, form: DarknetForm) -> None:
     for index, (one, other) in enumerate(zip(got, expected, strict=False)):
         if index in narrow and isinstance(one, Convolutional) and isinstance(other, Convolutional):
             other = dataclasses.replace(other, filters=one.filters)  # noqa: PLW2901  checked with the weights
+        if isinstance(one, Yolo) and isinstance(other, Yolo):
+            continue  # how the maps are decoded is no part of the network; their channels are the convolutions'
         if one != other:
             raise InputError(f"layer {index} of the cfg: {_difference(one, other)}", fix=OTHER_NETWORK)
     if len(got) != len(expected):

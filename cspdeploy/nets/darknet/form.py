@@ -28,13 +28,27 @@ from cspdeploy.nets.darknet.sections import (
     Yolo,
 )
 
-__all__ = ["DarknetForm", "Part", "Unit", "darknet_form", "format_cfg", "native_to_cfg"]
+__all__ = [
+    "ACTIVATIONS",
+    "CfgWriter",
+    "DarknetForm",
+    "Part",
+    "Unit",
+    "darknet_form",
+    "format_cfg",
+    "native_to_cfg",
+    "require_expressible",
+    "require_slope",
+    "write_stage",
+    "write_stem",
+]
 
-Part = Literal["unit", "block_in", "first_of_block", "classes"]
+Part = Literal["unit", "block_in", "first_of_block", "classes", "head"]
 """block_in: 1x1 convolution ahead of the blocks; first_of_block: the convolution that reads it. In official networks
-both may be narrower than in the native one. classes: the linear layer. unit: any other."""
+both may be narrower than in the native one. classes: the linear layer. head: the last convolution of a detector's head,
+which has a bias. unit: any other."""
 
-_ACTIVATIONS: dict[str, ActivationName] = {"leaky_relu": "leaky", "mish": "mish", "silu": "swish", "relu": "relu"}
+ACTIVATIONS: dict[str, ActivationName] = {"leaky_relu": "leaky", "mish": "mish", "silu": "swish", "relu": "relu"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +88,11 @@ def native_to_cfg(
 
 def darknet_form(config: CspNetConfig, *, num_classes: int, height_px: int = 256, width_px: int = 256) -> DarknetForm:
     """As `native_to_cfg`, and which convolution is which."""
-    _require_expressible(config)
-    writer = _Writer(_ACTIVATIONS[config.activation])
-    _stem(writer, config)
+    require_expressible(config)
+    writer = CfgWriter(ACTIVATIONS[config.activation])
+    write_stem(writer, config)
     for index, stage in enumerate(config.stages):
-        _stage(writer, stage, f"stages.{index}")
+        write_stage(writer, stage, f"stages.{index}")
     writer.layers.append(AvgPool())
     writer.conv("head.fc", num_classes, 1, act="linear", bias=True, part="classes")
     writer.layers.append(Softmax())
@@ -86,12 +100,26 @@ def darknet_form(config: CspNetConfig, *, num_classes: int, height_px: int = 256
     return DarknetForm(config=DarknetConfig(net=net, layers=tuple(writer.layers)), units=tuple(writer.units))
 
 
-def _require_expressible(config: CspNetConfig) -> None:
-    if config.activation == "leaky_relu" and config.leaky_slope != LEAKY_SLOPE:
+def require_slope(activation: str, leaky_slope: float) -> None:
+    """Guard of activations.
+
+    Raises:
+        InputError: a leaky ReLU with another slope than Darknet's.
+    """
+    if activation == "leaky_relu" and leaky_slope != LEAKY_SLOPE:
         raise InputError(
-            f"leaky_slope: got {config.leaky_slope}, expected {LEAKY_SLOPE}, the only one that Darknet has",
+            f"leaky_slope: got {leaky_slope}, expected {LEAKY_SLOPE}, the only one that Darknet has",
             fix="use a network with Darknet's slope",
         )
+
+
+def require_expressible(config: CspNetConfig) -> None:
+    """Guard of what a cfg can say.
+
+    Raises:
+        InputError: Darknet has no such network.
+    """
+    require_slope(config.activation, config.leaky_slope)
     for index, stage in enumerate(config.stages):
         for has, what in ((stage.se_ratio, "squeeze-and-excitation"), (stage.avg_down, "down-sampling by mean")):
             if has:
@@ -100,11 +128,17 @@ def _require_expressible(config: CspNetConfig) -> None:
                 )
 
 
-class _Writer:
-    """Layers in the order of a cfg."""
+class CfgWriter:
+    """Layers in the order of a cfg.
 
-    def __init__(self, act: ActivationName) -> None:
+    Attributes:
+        act: of the convolutions that name none.
+        prefix: of the native units' keys.
+    """
+
+    def __init__(self, act: ActivationName, *, prefix: str = "") -> None:
         self.act = act
+        self.prefix = prefix
         self.layers: list[Layer] = []
         self.units: list[Unit] = []
         self.num_chs = 3
@@ -112,30 +146,38 @@ class _Writer:
 
     @property
     def last(self) -> int:
+        """Index of the last layer."""
         return len(self.layers) - 1
 
     def conv(
         self, native: str, filters: int, size: int, *, stride: int = 1, groups: int = 1, padding: int | None = None,
         act: ActivationName | None = None, bias: bool = False, part: Part = "unit", first_row: int = 0,
         swap_chs: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> int:  # fmt: skip
+        """Append a convolution, and its unit. Gives its index."""
         symmetric = ((stride - 1) + (size - 1)) // 2
         layer = Convolutional(
             filters=filters, size=size, stride=stride, padding=symmetric if padding is None else padding,
             groups=groups, batch_normalize=not bias, activation=act or self.act,
         )  # fmt: skip
         self.layers.append(layer)
-        self.units.append(Unit(layer=self.last, native=native, part=part, first_row=first_row, swap_chs=swap_chs))
+        self.units.append(
+            Unit(layer=self.last, native=f"{self.prefix}{native}", part=part, first_row=first_row, swap_chs=swap_chs)
+        )
         self.num_chs = filters
+        return self.last
 
     def route(self, *sources: int) -> None:
+        """Append a [route] that joins `sources`."""
         self.layers.append(Route(sources=sources, groups=1, group_id=0))
 
     def add(self, source: int, act: ActivationName) -> None:
+        """Append a [shortcut]."""
         self.layers.append(Shortcut(sources=(source,), activation=act))
 
 
-def _stem(writer: _Writer, config: CspNetConfig) -> None:
+def write_stem(writer: CfgWriter, config: CspNetConfig) -> None:
+    """Append the layers of a native stem."""
     stem = config.stem
     last = len(stem.out_chs) - 1
     for i, out_chs in enumerate(stem.out_chs):
@@ -147,7 +189,8 @@ def _stem(writer: _Writer, config: CspNetConfig) -> None:
         writer.layers.append(MaxPool(size=size, stride=2, padding=size - 1))
 
 
-def _stage(writer: _Writer, stage: StageConfig, name: str) -> None:
+def write_stage(writer: CfgWriter, stage: StageConfig, name: str) -> None:
+    """Append the layers of a native stage, the last of which gives its map."""
     if stage.kind == "dark" or stage.stride != 1:
         down_chs = stage.out_chs if stage.kind == "dark" or stage.down_growth else writer.num_chs
         writer.conv(f"{name}.conv_down", down_chs, 3, stride=stage.stride, groups=stage.groups)
@@ -171,7 +214,7 @@ def _stage(writer: _Writer, stage: StageConfig, name: str) -> None:
     writer.conv(f"{name}.conv_transition", stage.out_chs, 1, swap_chs=path_chs if csp else 0)
 
 
-def _blocks(writer: _Writer, stage: StageConfig, name: str) -> None:
+def _blocks(writer: CfgWriter, stage: StageConfig, name: str) -> None:
     block_chs = round(stage.out_chs * stage.block_ratio)
     mid_chs = round(block_chs * stage.bottle_ratio)
     for index in range(stage.depth):

@@ -44,10 +44,10 @@ def reference_of(golden: Golden, manifest: Manifest) -> Reference | None:
     return Reference(classes_N, softmax(logits_NC)[np.arange(len(logits_NC)), classes_N])
 
 
-def image_data_uri(image: npt.NDArray[np.uint8]) -> str:
+def image_data_uri(image: npt.NDArray[np.uint8], *, longest_px: int = _THUMBNAIL_PX) -> str:
     """A thumbnail of `[H, W]` or `[H, W, 3]` as a data URI; the same pixels give the same bytes."""
     picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    picture.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small = picture.width * picture.height <= _PNG_UP_TO_PIXELS
     if small:

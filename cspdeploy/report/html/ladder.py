@@ -57,6 +57,11 @@ def _cell(row: ParityRow) -> Markup:
         parts.append(_meter(row.rel_l2 / row.limit, kind))
     if row.top1_agreement is not None and row.top1_agreement < 1:
         parts.append(tag("small", f"same top-1 on {percent_text(row.top1_agreement)}"))
+    if row.num_boxes and row.box_recall is not None and row.box_precision is not None:
+        share = min(row.box_recall, row.box_precision)
+        parts += [tag("small", f"same boxes {percent_text(share)}")] if share < 1 else []
+    if row.map50 is not None:
+        parts.append(tag("small", f"mAP50 {percent_text(row.map50)}, mAP {percent_text(row.map)}"))
     if row.top1 is not None:
         parts.append(tag("small", f"top-1 {percent_text(row.top1)}"))
     if row.timing is not None:
@@ -126,16 +131,19 @@ def regression_table(regressions: Sequence[Regression], against: str) -> Markup:
     if not regressions:
         return Markup("")
     lines = []
+    boxes = any(change.same_boxes is not None for change in regressions)
     for change in regressions:
         size = f"{bytes_text(change.old_bytes)} to {bytes_text(change.new_bytes)}" if change.old_bytes else ""
         ratio = f" {change.ratio:.2f}\N{MULTIPLICATION SIGN}" if change.ratio is not None else ""
         lines.append((
             f"{change.artifact} on {change.runtime}",
             join(mark(_CHANGE_KINDS[change.verdict], change.verdict), tag("small", change.reason)),
-            scientific(change.rel_l2), percent_text(change.top1_agreement), size, f"{change.latency}{ratio}",
+            scientific(change.rel_l2), percent_text(change.same_boxes if boxes else change.top1_agreement), size,
+            f"{change.latency}{ratio}",
         ))  # fmt: skip
     columns = [
         Column(name="artifact on runtime"), Column(name="verdict"), Column(name="relative L2", number=True),
-        Column(name="same top-1", number=True), Column(name="size", number=True), Column(name="latency", number=True),
+        Column(name=f"same {'boxes' if boxes else 'top-1'}", number=True), Column(name="size", number=True),
+        Column(name="latency", number=True),
     ]  # fmt: skip
     return table(columns, lines, caption=f"Against {against}, on the inputs of this bundle.")

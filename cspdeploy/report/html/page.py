@@ -10,6 +10,7 @@ from cspdeploy.core.golden import Golden
 from cspdeploy.core.model_folder import write_text
 from cspdeploy.core.sizes import contract_of, size_of, sizes_of
 from cspdeploy.core.types import Artifact, Frontend, LayerCurve, Manifest, ParityRow, VerifyReport
+from cspdeploy.report.html.boxes import box_cards, box_words
 from cspdeploy.report.html.errors import curve_chart, curve_tables, histogram_chart
 from cspdeploy.report.html.images import MAX_IMAGES, disagreements, image_cards, image_table, reference_of
 from cspdeploy.report.html.ladder import limit_table, matrix, reasons, regression_table
@@ -17,8 +18,9 @@ from cspdeploy.report.html.latency import latency_chart, latency_table
 from cspdeploy.report.html.making import audit_table, environment_lists, file_table, placement_table, step_list
 from cspdeploy.report.html.markup import Markup, join, tag
 from cspdeploy.report.html.rows import artifact_rows, bundle_rows, rows_of_size
+from cspdeploy.report.html.snippet import snippet_markup
 from cspdeploy.report.html.tradeoff import tradeoff_chart
-from cspdeploy.report.html.usage import SNIPPETS, snippet_markup
+from cspdeploy.report.html.usage import snippets_for
 from cspdeploy.report.html.verdict import header, sentence
 
 __all__ = ["REPORT_FILE", "render_report", "write_report"]
@@ -133,6 +135,9 @@ def _images(golden: Golden, manifest: Manifest, rows: Sequence[ParityRow]) -> _S
     lead += "everything was compared on." if checked else "its outputs are recorded for; nothing was compared on them."
     if manifest.spec.provenance.untrained:
         lead += " The weights are random: UNTRAINED, no decision means anything."
+    if manifest.spec.detection is not None:
+        words = tag("p", box_words(golden, manifest, judged), class_="lead")
+        return _section("images", "Images", lead, words, box_cards(golden, manifest, judged))
     if reference is None:
         said = "The outputs are no classes, so there is no decision to show."
     elif not any(row.decisions for row in judged):
@@ -171,7 +176,9 @@ def _use(manifest: Manifest, rows: Sequence[ParityRow]) -> _Section | None:
         takes = " takes" if len(bytes_in) == 1 else " take"
         words = f"{takes} the bytes of a picture: {_bytes_words(manifest, of_image[0])}"
         said = join(said, tag("p", *_names(bytes_in), join(words), class_="lead"))
-    snippets = [snippet_markup(snippet, snippet.write(manifest, artifact)) for snippet in SNIPPETS]
+    snippets = [
+        snippet_markup(snippet, snippet.write(manifest, artifact)) for snippet in snippets_for(manifest, artifact)
+    ]
     return _section("use", "Use it", lead, said, *snippets)
 
 

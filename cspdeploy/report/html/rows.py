@@ -19,7 +19,7 @@ PREPROCESS = "preprocess"
 VERDICT_WORDS: dict[str, str] = {
     "pass": "holds",
     "numeric": "too far off",
-    "decision": "another class wins",
+    "decision": "decides otherwise",
     "nan": "NaN or infinite",
     "shape": "wrong shape",
     "dtype": "wrong dtype",

@@ -7,8 +7,7 @@ use Pillow; sharp and OpenCV have filters of their own, which the page says.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cspdeploy.core.model_folder import LABELS_FILE
@@ -16,9 +15,10 @@ from cspdeploy.core.preprocess import LETTERBOX_GREY
 from cspdeploy.core.sizes import contract_of
 from cspdeploy.core.spec import Preprocess
 from cspdeploy.core.types import Artifact, Manifest
-from cspdeploy.report.html.markup import Markup, join, tag
+from cspdeploy.report.html.snippet import Snippet
+from cspdeploy.report.html.usage_detect import EDGE, TENSORRT, decode_of, python_boxes, python_place
 
-__all__ = ["SNIPPETS", "cpp_snippet", "node_snippet", "python_snippet", "snippet_markup"]
+__all__ = ["cpp_snippet", "node_snippet", "python_snippet", "snippets_for"]
 
 PHOTO = "photo.jpg"
 _SHARP_KERNELS = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}
@@ -75,19 +75,25 @@ def _facts(manifest: Manifest, artifact: Artifact) -> _Facts:
 
 def python_snippet(manifest: Manifest, artifact: Artifact) -> str:
     """onnxruntime, NumPy and Pillow alone."""
-    facts = _facts(manifest, artifact)
+    facts, decode = _facts(manifest, artifact), decode_of(manifest, artifact)
+    boxed = decode in ("nms", "decoded", "ultralytics")
     order = "[:, :, ::-1]" if facts.contract.channel_order == "bgr" else ""
     lines = [
         "import numpy as np, onnxruntime as ort",
         "from PIL import Image, ImageOps",
         f'image = ImageOps.exif_transpose(Image.open("{PHOTO}")).convert("RGB")',
+        *(["width, height = image.size"] if boxed else []),
         *_python_resize(facts),
+        *(python_place(facts.contract) if boxed else []),
         f"mean, std = np.float32([[{facts.numbers(facts.contract.mean)}], [{facts.numbers(facts.contract.std)}]])",
         f"x = ((np.asarray(image, np.float32){order} / 255 - mean) / std).transpose(2, 0, 1)[None]"
         + (f".repeat({facts.batch}, axis=0)" if facts.batch > 1 else ""),
         f'session = ort.InferenceSession({facts.file}, providers=["CPUExecutionProvider"])',
     ]
     names = ", ".join(facts.outputs)
+    if boxed and decode is not None and manifest.spec.detection is not None:
+        run = f"session.run([{names}], {{{facts.inputs}: x}})"
+        return "\n".join([*lines, *python_boxes(decode, run=run, rule=manifest.spec.detection.suppression)])
     if not facts.classes:
         lines += [
             f"outputs = session.run([{names}], {{{facts.inputs}: x}})",
@@ -241,17 +247,6 @@ def _opencv_resize(facts: _Facts) -> list[str]:
 # --- as shown ---
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snippet:
-    """A language: how the page calls it, what to install, and what to know of its pixels."""
-
-    name: str
-    title: str
-    install: str
-    note: str
-    write: Callable[[Manifest, Artifact], str]
-
-
 _OTHER_FILTER = "has its own resize filter, so pixels differ by a few steps of 255 from those of the proof."
 SNIPPETS = (
     Snippet(
@@ -269,18 +264,9 @@ SNIPPETS = (
 )  # fmt: skip
 
 
-def snippet_markup(snippet: Snippet, source: str) -> Markup:
-    """The source with its strings and comments set apart."""
-    tokens = re.split(r'("(?:[^"\\\n]|\\.)*"|//[^\n]*)', source)
-    parts = [
-        token if i % 2 == 0 else tag("span", token, class_="string" if token.startswith('"') else "comment")
-        for i, token in enumerate(tokens)
-    ]
-    return tag(
-        "section",
-        tag("h3", snippet.title),
-        tag("p", tag("code", snippet.install), class_="install"),
-        tag("pre", tag("code", *parts, class_=f"language-{snippet.name}"), tabindex="0"),
-        tag("p", join(snippet.note), class_="remark"),
-        class_="snippet",
-    )  # fmt: skip
+def snippets_for(manifest: Manifest, artifact: Artifact) -> Sequence[Snippet]:
+    """Those that can open the file."""
+    decode = decode_of(manifest, artifact)
+    if decode == "trt":
+        return (TENSORRT,)
+    return (EDGE, *SNIPPETS) if decode is not None else SNIPPETS

@@ -23,7 +23,7 @@ def header(manifest: Manifest, report: VerifyReport, rows: Sequence[ParityRow]) 
     kind, words = sentence(manifest, report, rows)
     contract, provenance = manifest.spec.preprocess, manifest.spec.provenance
     what = {"classify": f"{len(manifest.labels):,} classes", "features": _features_words(manifest),
-            "detect": "detection maps"}  # fmt: skip
+            "detect": _boxes_words(manifest), "segment": f"{len(manifest.labels):,} classes of pixels"}  # fmt: skip
     own = (contract.height_px, contract.width_px)
     sizes = [size_px or own for size_px in sizes_of(manifest.artifacts)]
     listed = ", ".join(f"{height} \N{MULTIPLICATION SIGN} {width}" for height, width in sizes)
@@ -43,6 +43,10 @@ def header(manifest: Manifest, report: VerifyReport, rows: Sequence[ParityRow]) 
 
 def _is_original(row: ParityRow) -> bool:
     return base_kind(row.artifact) in _ORIGINALS
+
+
+def _boxes_words(manifest: Manifest) -> str:
+    return f"boxes of {len(manifest.labels):,} class{'es' if len(manifest.labels) != 1 else ''}"
 
 
 def _features_words(manifest: Manifest) -> str:
@@ -125,6 +129,11 @@ def _figures(rows: Sequence[ParityRow]) -> Markup:
         worst = min(agreeing, key=lambda row: row.top1_agreement or 0.0)
         where = "every artifact" if worst.top1_agreement == 1 else f"at least, by {row_name(worst)}"
         figures.append(("same first class", percent_text(worst.top1_agreement), f"{where}, {worst.num_images} images"))
+    boxing = [row for row in judged if row.num_boxes and row.box_recall is not None]
+    if boxing:
+        fewest = min(boxing, key=lambda row: row.box_recall or 0.0)
+        where = "every artifact" if fewest.box_recall == 1 else f"at least, by {row_name(fewest)}"
+        figures.append(("same boxes", percent_text(fewest.box_recall), f"{where}, of {fewest.num_boxes} boxes"))
     items = [
         tag("div", tag("dt", name), tag("dd", tag("b", value), tag("small", where))) for name, value, where in figures
     ]

@@ -1,5 +1,6 @@
 /** manifest.json of a bundle, as a text of unknown origin: what the examples read of it is there and of its type. */
 
+import { checkDetection } from "./detect.js";
 import { InputError, checkContract } from "./preprocess.js";
 
 export const MANIFEST_FILE = "manifest.json";
@@ -34,7 +35,8 @@ export function parseManifest(text, name) {
     throw new InputError(`${name}: spec.name, spec.outputs, spec.provenance or labels broken`, AGAIN);
   for (const record of [...artifacts, ...files]) checkRecord(record, name);
   for (const artifact of artifacts) checkArtifact(artifact, name);
-  if (spec.task === "classify" && labels.length !== spec.num_classes)
+  if (spec.task === "detect") checkDetection(spec.detection);
+  if ((spec.task === "classify" || spec.task === "detect") && labels.length !== spec.num_classes)
     throw new InputError(`${name}: ${labels.length} labels, expected ${spec.num_classes}`, AGAIN);
   return manifest;
 }
@@ -68,4 +70,11 @@ export function readableArtifacts(manifest) {
 /** The same without those that were optimised for one machine. @param {object} manifest  @returns {object[]} */
 export function portableArtifacts(manifest) {
   return readableArtifacts(manifest).filter(({ machine }) => !machine);
+}
+
+/** @throws {InputError} the network gives neither classes nor boxes  @param {object} manifest */
+export function requireAnswers({ spec }) {
+  if (spec.task === "classify" || spec.task === "detect") return;
+  const gives = `${spec.name}: gives ${spec.outputs.join(", ")}, not classes and not boxes`;
+  throw new InputError(gives, "take a bundle of a classifier or of a detector");
 }

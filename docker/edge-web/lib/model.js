@@ -2,7 +2,7 @@
 
 import { Engine } from "./engine.js";
 import { readNpz } from "./npz.js";
-import { MANIFEST_FILE, parseManifest } from "./manifest.js";
+import { MANIFEST_FILE, parseManifest, requireAnswers } from "./manifest.js";
 import { InputError } from "./preprocess.js";
 import { GOLDEN_FILE, openGolden } from "./prove.js";
 
@@ -15,12 +15,7 @@ const BUILDS = { wasm: "ort.wasm.min.mjs", webgpu: "ort.webgpu.min.mjs" };
 /** @returns {Promise<object>} manifest.json  @throws {InputError} not there, of another version, incomplete */
 export async function fetchManifest() {
   const manifest = parseManifest(new TextDecoder().decode(await fetchBytes(MANIFEST_FILE)), `model/${MANIFEST_FILE}`);
-  if (manifest.spec.task !== "classify") {
-    throw new InputError(
-      `${manifest.spec.name}: gives ${manifest.spec.outputs.join(", ")}, not classes`,
-      "build the page with a classifier",
-    );
-  }
+  requireAnswers(manifest);
   return manifest;
 }
 

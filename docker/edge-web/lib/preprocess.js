@@ -73,20 +73,43 @@ function crop(image, left, top, width, height) {
   return { width, height, data };
 }
 
-/** Darknet's letterbox_image: the longer side fits, the rest is grey. */
-function letterbox(image, contract) {
-  const { width_px: width, height_px: height } = contract;
-  const wide = width * image.height < height * image.width;
-  const inner = wide
-    ? [width, Math.max(1, Math.floor((image.height * width) / image.width))]
-    : [Math.max(1, Math.floor((image.width * height) / image.height)), height];
-  const small = resize(image, inner[0], inner[1], contract.interpolation);
-  const data = new Uint8Array(width * height * 3).fill(LETTERBOX_GREY);
-  const left = Math.floor((width - inner[0]) / 2);
-  const top = Math.floor((height - inner[1]) / 2);
-  for (let y = 0; y < inner[1]; y++) {
-    data.set(small.data.subarray(y * inner[0] * 3, (y + 1) * inner[0] * 3), ((top + y) * width + left) * 3);
+/**
+ * Where a contract puts an image: the size that it is scaled to, and where the network's window lies in that; negative
+ * where a border stays beside it.
+ *
+ * @param {{width: number, height: number}} image  @param {Contract} contract
+ * @returns {{scaledWidth: number, scaledHeight: number, left: number, top: number}}
+ * @throws {InputError} so thin that it would have more than 100 megapixels
+ */
+export function fitImage(image, contract) {
+  const { width_px: width, height_px: height, crop_pct: part } = contract;
+  if (contract.resize === "stretch") return { scaledWidth: width, scaledHeight: height, left: 0, top: 0 };
+  if (contract.resize === "letterbox") {
+    // Darknet's letterbox_image: the longer side fits, the rest is grey.
+    const wide = width * image.height < height * image.width;
+    const scaledWidth = wide ? width : Math.max(1, Math.floor((image.width * height) / image.height));
+    const scaledHeight = wide ? Math.max(1, Math.floor((image.height * width) / image.width)) : height;
+    const left = 0 - Math.floor((width - scaledWidth) / 2);
+    return { scaledWidth, scaledHeight, left, top: 0 - Math.floor((height - scaledHeight) / 2) };
   }
+  const scale = Math.max(Math.trunc(width / part) / image.width, Math.trunc(height / part) / image.height);
+  const scaledWidth = Math.max(width, roundHalfEven(image.width * scale));
+  const scaledHeight = Math.max(height, roundHalfEven(image.height * scale));
+  if (scaledWidth * scaledHeight > MAX_IMAGE_PIXELS) {
+    const sizes = `${image.width}x${image.height} px: too thin, scaled it has ${scaledWidth}x${scaledHeight} px`;
+    throw new InputError(`image of ${sizes}`, "crop the image");
+  }
+  // Rounds as torchvision's CenterCrop does, so that published accuracies hold.
+  const [left, top] = [roundHalfEven((scaledWidth - width) / 2), roundHalfEven((scaledHeight - height) / 2)];
+  return { scaledWidth, scaledHeight, left, top };
+}
+
+/** On grey, where the image does not reach. */
+function letterbox(small, { left, top }, { width_px: width, height_px: height }) {
+  const data = new Uint8Array(width * height * 3).fill(LETTERBOX_GREY);
+  const bytes = small.width * 3;
+  for (let y = 0; y < small.height; y++)
+    data.set(small.data.subarray(y * bytes, (y + 1) * bytes), ((y - top) * width - left) * 3);
   return { width, height, data };
 }
 
@@ -97,31 +120,17 @@ function letterbox(image, contract) {
  * @throws {InputError} more than 100 megapixels, or so thin that it would become that large
  */
 export function resizeImage(image, contract) {
-  const { width_px: width, height_px: height, crop_pct: part } = contract;
   if (image.width * image.height > MAX_IMAGE_PIXELS) {
     throw new InputError(
       `image of ${image.width}x${image.height} px: expected at most ${MAX_IMAGE_PIXELS} pixels`,
       "shrink the image",
     );
   }
-  if (contract.resize === "stretch") return resize(image, width, height, contract.interpolation);
-  if (contract.resize === "letterbox") return letterbox(image, contract);
-  const scale = Math.max(Math.trunc(width / part) / image.width, Math.trunc(height / part) / image.height);
-  const scaledWidth = Math.max(width, roundHalfEven(image.width * scale));
-  const scaledHeight = Math.max(height, roundHalfEven(image.height * scale));
-  if (scaledWidth * scaledHeight > MAX_IMAGE_PIXELS) {
-    const sizes = `${image.width}x${image.height} px: too thin, scaled it has ${scaledWidth}x${scaledHeight} px`;
-    throw new InputError(`image of ${sizes}`, "crop the image");
-  }
-  const scaled = resize(image, scaledWidth, scaledHeight, contract.interpolation);
-  // Rounds as torchvision's CenterCrop does, so that published accuracies hold.
-  return crop(
-    scaled,
-    roundHalfEven((scaledWidth - width) / 2),
-    roundHalfEven((scaledHeight - height) / 2),
-    width,
-    height,
-  );
+  const fit = fitImage(image, contract);
+  const scaled = resize(image, fit.scaledWidth, fit.scaledHeight, contract.interpolation);
+  if (contract.resize === "stretch") return scaled;
+  if (contract.resize === "letterbox") return letterbox(scaled, fit, contract);
+  return crop(scaled, fit.left, fit.top, contract.width_px, contract.height_px);
 }
 
 /**

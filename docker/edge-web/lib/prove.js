@@ -1,6 +1,7 @@
 /** Whether a device computes what the original network said: preprocessing and artifacts against golden.npz. */
 
 import { InputError, networkInput, normalise, resizeImage, softmax, topK } from "./preprocess.js";
+import { judgeBoxes } from "./prove-boxes.js";
 
 export const GOLDEN_FILE = "golden.npz";
 const FP64 = "output_fp64.";
@@ -26,6 +27,10 @@ const CLASSES = "classes";
 // than four times the typical error that the limit allows.
 const INT8_AGREEMENT = 0.95;
 const TIE_FACTOR = 4;
+// Of a detector, as core/detection: scores of INT8 may be four times as far off (SCORE_GAIN of decisions.py), and sides
+// of its boxes and of those of FP16 count by the score over the threshold, at least this one (judge.py).
+const SCORE_GAIN = 4;
+const LEAST_THRESHOLD = 0.05;
 
 /** Of `actual` against `exact`, both flat. @returns {number} NaN where a value is not finite */
 export function relativeL2(actual, exact) {
@@ -148,9 +153,12 @@ export async function checkArtifact(engine, manifest, golden) {
     times.push(performance.now() - start);
   }
   const p50 = times.sort((a, b) => a - b)[Math.floor(times.length / 2)];
-  const { passed, detail: reason, ...numbers } = judge(outputs, artifact, golden, manifest.spec.task === "classify");
+  const { passed, judged = true, detail: reason, ...numbers } =
+    manifest.spec.task === "detect"
+      ? judgeDetector(outputs, artifact, golden, manifest.spec)
+      : judge(outputs, artifact, golden, manifest.spec.task === "classify");
   const timed = { num_images: golden.images.length, p50_ms: Number(p50.toFixed(3)) };
-  return { check: "golden", artifact: artifact.kind, verdict: verdict(passed), reason, ...numbers, ...timed };
+  return { check: "golden", artifact: artifact.kind, verdict: judged ? verdict(passed) : "skip", reason, ...numbers, ...timed };
 }
 
 function goldenInput({ images, input }, index, contract) {
@@ -160,9 +168,10 @@ function goldenInput({ images, input }, index, contract) {
 
 /**
  * @param {Record<string, {data: ArrayLike<number>}>[]} outputs one entry an image
+ * @param {ArrayLike<number>} [weights] of a detector's candidates, of all images; by these their boxes count
  * @returns {{passed: boolean, detail: string, rel_l2: number | null, limit: number, top1_agreement: number | null}}
  */
-export function judge(outputs, artifact, { arrays, names, images }, classify) {
+export function judge(outputs, artifact, { arrays, names, images }, classify, weights) {
   const details = [];
   const numbers = { rel_l2: null, limit: 0, top1_agreement: null };
   let passed = true;
@@ -173,8 +182,11 @@ export function judge(outputs, artifact, { arrays, names, images }, classify) {
       return { passed: false, detail: `output '${name}' is missing or of another shape`, ...numbers };
     }
     const actual = Float64Array.from(got.flatMap((data) => Array.from(data)));
-    const limit = limitFor(artifact, Math.max(relativeL2(arrays.get(FP32 + name).data, exact), FP32_FLOOR));
-    const distance = relativeL2(actual, exact);
+    let limit = limitFor(artifact, Math.max(relativeL2(arrays.get(FP32 + name).data, exact), FP32_FLOOR));
+    if (weights && name === "scores" && artifact.precision === "int8") limit = Math.min(SCORE_GAIN * limit, INT8_LIMIT);
+    const weighted = (values) =>
+      weights && name === "boxes" ? Float64Array.from(values, (value, i) => value * weights[i >> 2]) : values;
+    const distance = relativeL2(weighted(actual), weighted(exact));
     if (Number.isNaN(limit)) {
       const detail = "its manifest does not say how many tensors are in 8 bits: export the bundle again";
       return { passed: false, detail, ...numbers };
@@ -196,6 +208,77 @@ export function judge(outputs, artifact, { arrays, names, images }, classify) {
     details.push(wrong ? `top-k: ${wrong}` : "top-k");
   }
   return { passed, detail: details.join(", "), ...numbers };
+}
+
+/**
+ * As `python -m cspdeploy.edge selftest`: the original's numbers, those of FP16 and INT8 weighted, and its boxes. An
+ * untrained network finds nothing that means anything, and only its numbers are judged; where its graph has suppressed
+ * them there are none, and it is not judged at all.
+ *
+ * @param {import("./detect.js").Outputs[]} outputs one entry an image  @param {object} spec of the manifest
+ */
+export function judgeDetector(outputs, artifact, golden, { detection, provenance }) {
+  const untrained = provenance.source === "random";
+  const count = golden.images.length;
+  const exact = golden.images.map((_, index) =>
+    Object.fromEntries(
+      golden.names.map((name) => {
+        const { shape, data } = golden.arrays.get(FP64 + name);
+        return [name, { dims: [1, ...shape.slice(1)], data: Float32Array.from(row(data, count, index)) }];
+      }),
+    ),
+  );
+  let boxes;
+  try {
+    boxes = judgeBoxes(outputs, artifact, exact, detection);
+  } catch (error) {
+    if (!(error instanceof InputError)) throw error;
+    return { passed: false, detail: error.message, rel_l2: null, limit: null, boxes: {} };
+  }
+  const { passed: sameBoxes, problem, ...counts } = boxes;
+  const found = `${counts.matched} of ${counts.expected} boxes, ${counts.found} found${problem && `, ${problem}`}`;
+  if (artifact.decode === "nms") {
+    const judged = Boolean(problem) || (!untrained && counts.expected + counts.found > 0);
+    const passed = judged && sameBoxes;
+    const why = untrained ? "the weights are random" : "the original finds none";
+    const detail = judged ? found : `not judged: ${why}, and its graph gives no other numbers than boxes`;
+    return { passed, judged, detail, rel_l2: null, limit: null, boxes: counts };
+  }
+  const own = artifact.decode === "ultralytics" ? outputs.map(cornersAndScores) : outputs;
+  const weights = artifact.precision === "fp32" ? undefined : weightsOf(golden, detection);
+  const numbers = judge(own, artifact, golden, false, weights);
+  return {
+    ...numbers,
+    passed: numbers.passed && (untrained || sameBoxes),
+    detail: `${numbers.detail}, ${found}`,
+    boxes: counts,
+  };
+}
+
+/** The outputs "boxes" and "scores" of an image, of its one output `[1, 4 + C, A]`. */
+function cornersAndScores({ output0: { dims, data } }) {
+  const [, rows, count] = dims;
+  const boxes = new Float32Array(4 * count);
+  const scores = new Float32Array((rows - 4) * count);
+  for (let at = 0; at < count; at++) {
+    for (let side = 0; side < 4; side++) {
+      const half = Math.fround(data[(2 + (side % 2)) * count + at] / 2);
+      boxes[4 * at + side] = data[(side % 2) * count + at] + (side < 2 ? -half : half);
+    }
+    for (let row = 4; row < rows; row++) scores[(rows - 4) * at + row - 4] = data[row * count + at];
+  }
+  return { boxes: { dims: [1, count, 4], data: boxes }, scores: { dims: [1, count, rows - 4], data: scores } };
+}
+
+/** Of each candidate: its best score over the threshold, at most 1. None where the outputs are the heads' maps. */
+function weightsOf({ arrays }, { suppression }) {
+  const scores = arrays.get(`${FP64}scores`);
+  if (!scores) return undefined;
+  const classes = scores.shape.at(-1);
+  const threshold = Math.max(suppression.score_threshold, LEAST_THRESHOLD);
+  return Float64Array.from({ length: scores.data.length / classes }, (_, at) =>
+    Math.min(1, Math.max(...scores.data.subarray(classes * at, classes * (at + 1))) / threshold),
+  );
 }
 
 /** Why the graph's own top-k of one image is not that of its scores, or empty. */

@@ -1,0 +1,184 @@
+"""A detector's training from a labelled folder to a whole `models/<name>/`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from cspdeploy.core.bundle import file_sha256
+from cspdeploy.core.codec import from_json, to_json
+from cspdeploy.core.detection.labelled import LabelledBoxes
+from cspdeploy.core.detection.spec import Detection
+from cspdeploy.core.errors import InputError
+from cspdeploy.core.model_folder import (
+    CALIBRATION_FILE,
+    CURVE_FILE,
+    LABELS_FILE,
+    WEIGHTS_FILE,
+    write_calibration,
+    write_spec,
+    write_text,
+)  # fmt: skip
+from cspdeploy.core.spec import Accuracy, ModelSpec, NetworkSpec, Provenance
+from cspdeploy.nets.darknet.sections import Convolutional, DarknetConfig, Yolo
+from cspdeploy.nets.registry import build, find_network, spec_of
+from cspdeploy.nets.weights import load_weights, read_state_dict, write_safetensors
+from cspdeploy.train.anchors import find_anchors, mean_best_overlap, with_anchors
+from cspdeploy.train.detect_data import BoxLoader
+from cspdeploy.train.detect_folder import open_boxes
+from cspdeploy.train.detect_loop import DetectionRecipe, DetectionRecord, measure_map, train_detector
+from cspdeploy.train.job import CHECKPOINT_FILE, NUM_CALIBRATION_IMAGES, replace_folder, require_free
+from cspdeploy.train.loop import Progress, write_curve
+
+__all__ = ["DetectionTrainingReport", "detector_spec", "train_detection_model"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectionTrainingReport:
+    """What a run made. `accuracy` is that of the FP16 file as it lies in the folder, read back and run in FP32.
+
+    Attributes:
+        anchor_overlap: mean overlap of the training boxes with their best anchor, in [0, 1].
+    """
+
+    folder: str
+    accuracy: Accuracy
+    anchors: tuple[tuple[float, float], ...]
+    anchor_overlap: float
+    curve: tuple[DetectionRecord, ...]
+
+
+def detector_spec(name: str, *, size_px: int | None) -> ModelSpec:
+    """The description of a registry detector at that size, its classes and anchors still the published ones.
+
+    Raises:
+        InputError: no such network, one that is no detector, or a size that its strides do not divide.
+    """
+    network = find_network(name)
+    if network.detection is None:
+        raise InputError(f"model '{name}': a classifier, expected a detector", fix="see: cspdeploy list")
+    side_px = network.preprocess.height_px if size_px is None else size_px
+    coarsest = max(head.stride_px for head in network.detection.heads)
+    if side_px < coarsest or side_px % coarsest:
+        nearest = max(coarsest, round(side_px / coarsest) * coarsest)
+        raise InputError(f"--size {side_px}: expected a multiple of {coarsest} px", fix=f"--size {nearest}")
+    return spec_of(network, preprocess=network.preprocess.with_size(side_px, side_px))
+
+
+def train_detection_model(
+    spec: ModelSpec,
+    *,
+    data: Path,
+    models: Path,
+    recipe: DetectionRecipe,
+    command: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> DetectionTrainingReport:
+    """Train the detector of `spec` on a labelled folder and write `models/<name>/` in one rename.
+
+    The number of classes and the anchors are those of the data, whatever `spec` has.
+
+    Args:
+        data: a folder (`cspdeploy.train.detect_folder.open_boxes`).
+        models: where the model's folder goes; the checkpoint of the run lies beside it, in `.<name>.run/`.
+        command: the command line, kept in spec.json.
+
+    Raises:
+        InputError: bad data, a model or an unfinished run already there, or a loss that is not finite.
+    """
+    folder, run = models / spec.name, models / f".{spec.name}.run"
+    require_free(folder, run, resume=resume, overwrite=overwrite)
+    training, testing = (open_boxes(data, split=split) for split in ("train", "test"))
+    if training.labels != testing.labels:
+        raise InputError(f"{data}: train and val have different classes", fix="give both the same class names")
+    contract = spec.preprocess
+    loader = BoxLoader(training, contract, batch=recipe.batch, mosaic_epochs=recipe.mosaic_epochs)
+    judge = BoxLoader(testing, contract, batch=recipe.batch)
+    progress(f"reading {len(training)} + {len(testing)} images", 0, 1)
+    anchors = find_anchors(loader.sizes(), _num_anchors(spec), seed=recipe.seed)
+    spec = fitted(spec, num_classes=len(training.labels), anchors=anchors)
+    average, curve = train_detector(
+        spec, recipe, training=loader, testing=judge, checkpoint=run / CHECKPOINT_FILE, resume=resume,
+        progress=progress,
+    )  # fmt: skip
+    provenance = Provenance(
+        source="trained", origin=f"{spec.name} on {training.name}", dataset=training.name, command=command
+    )
+    finished = run / "model"
+    accuracy = _write_model(finished, spec, average, training=loader, testing=judge, provenance=provenance)
+    write_curve(finished / CURVE_FILE, recipe, curve, num_images=len(training))
+    replace_folder(finished, folder)
+    shutil.rmtree(run)
+    return DetectionTrainingReport(
+        folder=str(folder), accuracy=accuracy, anchors=anchors, curve=tuple(curve),
+        anchor_overlap=mean_best_overlap(loader.sizes(), anchors),
+    )  # fmt: skip
+
+
+def _num_anchors(spec: ModelSpec) -> int:
+    return sum(len(head.anchors) for head in cast("Detection", spec.detection).heads)
+
+
+def fitted(spec: ModelSpec, *, num_classes: int, anchors: tuple[tuple[float, float], ...]) -> ModelSpec:
+    """The same network with heads for that many classes and with those anchors, smallest for the finest stride."""
+    detection = with_anchors(cast("Detection", spec.detection), anchors)
+    network = spec.network
+    if network.family == "darknet":  # whose configuration says both as well
+        config = from_json(DarknetConfig, network.config, where="$.network.config").with_size(
+            spec.preprocess.height_px, spec.preprocess.width_px
+        )
+        network = NetworkSpec(
+            family=network.family, config=to_json(_fitted_cfg(config, detection, num_classes, anchors))
+        )
+    return dataclasses.replace(spec, network=network, num_classes=num_classes, detection=detection)
+
+
+def _fitted_cfg(
+    config: DarknetConfig, detection: Detection, num_classes: int, anchors: tuple[tuple[float, float], ...]
+) -> DarknetConfig:
+    layers, heads = list(config.layers), iter(detection.heads)
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, Yolo):
+            continue
+        own = next(heads).anchors
+        mask = tuple(anchors.index(pair) for pair in own)
+        layers[index] = dataclasses.replace(layer, classes=num_classes, anchors=anchors, mask=mask)
+        before = layers[index - 1]
+        if isinstance(before, Convolutional):
+            layers[index - 1] = dataclasses.replace(before, filters=len(mask) * (5 + num_classes))
+    return dataclasses.replace(config, layers=tuple(layers))
+
+
+def _write_model(
+    folder: Path, spec: ModelSpec, model: torch.nn.Module, *, training: BoxLoader, testing: BoxLoader,
+    provenance: Provenance,
+) -> Accuracy:  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    weights = folder / WEIGHTS_FILE
+    write_safetensors(weights, model, dtype=torch.float16)
+    reread = build(spec)
+    load_weights(reread, read_state_dict(weights), source=str(weights))
+    found = measure_map(reread, cast("Detection", spec.detection), testing, num_classes=spec.num_classes)
+    accuracy = Accuracy(
+        dataset=testing.data.name, num_images=found.num_images, map50=round(found.map50, 5), map=round(found.map, 5)
+    )
+    done = dataclasses.replace(provenance, weights_sha256=file_sha256(weights), accuracy=accuracy)
+    write_spec(folder, dataclasses.replace(spec, provenance=done))
+    write_text(folder / LABELS_FILE, "\n".join(training.data.labels) + "\n")
+    write_calibration(folder / CALIBRATION_FILE, _calibration_images(training.data, training))
+    return accuracy
+
+
+def _calibration_images(data: LabelledBoxes, loader: BoxLoader) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Pictures spread evenly over the training set, at the size of the contract."""
+    indices = np.linspace(0, len(data) - 1, min(NUM_CALIBRATION_IMAGES, len(data))).astype(np.int64)
+    return np.stack([loader.boxed(index).pixels_HWC for index in indices.tolist()])
