@@ -92,7 +92,8 @@ class Assembly:
             graph, self.fit_batches(FEW_IMAGES), tensors=list(observations.tensors), view=self.view
         )
         self._equalised: dict[float, Equalisation] = {}
-        self._mixture: dict[str, tuple[str, float]] = {}
+        self.mixture: dict[str, tuple[str, float]] = {}
+        """Method and factor of the ranges of `mixed` schemes, by tensor; those of the scheme for any other."""
         self._rounded = RoundedWeights()
         with torch.inference_mode():
             self._exact = run_batches(graph, self.held_out_batches())
@@ -159,15 +160,15 @@ class Assembly:
         candidates = [_scaled(by_method[name], factor) for name, factor in choices]
         batches = self.fit_batches(MIXED_IMAGES)
         chosen = choose_mixture(self.graph, plan, layout, candidates, batches, view=self.view)
-        self._mixture = {name: choices[index] for name, index in chosen.items() if index}
+        self.mixture = {name: choices[index] for name, index in chosen.items() if index}
 
     def _mixed(self, layout: Layout, scheme: Scheme, grids: Mapping[str, Grid]) -> dict[str, Grid]:
         """Those of a group of tensors that another layout has split or joined stay the scheme's own."""
         found = dict(grids)
-        methods = {name for name, _ in self._mixture.values()}
+        methods = {name for name, _ in self.mixture.values()}
         by_method = {name: self._grids(layout, replace(scheme, method=name)) for name in methods}
         for group in tensor_groups(layout):
-            choices = {self._mixture.get(name) for name in group}
+            choices = {self.mixture.get(name) for name in group}
             if len(choices) == 1 and (choice := choices.pop()) is not None:
                 method, factor = choice
                 found |= _scaled({name: by_method[method][name] for name in group}, factor)

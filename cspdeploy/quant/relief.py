@@ -41,7 +41,16 @@ def relieve(assembly: Assembly, selection: Selection, *, progress: Progress) -> 
     if not added:
         return selection
     scheme = dataclasses.replace(selection.scheme, floats=selection.scheme.floats | added)
-    return _tried(assembly, selection, scheme, least_gain_db=MIN_RELIEF_DB, progress=progress)
+    if not scheme.mixed:
+        return _tried(assembly, selection, scheme, least_gain_db=MIN_RELIEF_DB, progress=progress)
+    # A layer in float parts tensors that shared a step, and ranges that were chosen for all of them fit none.
+    before = assembly.mixture
+    plain = dataclasses.replace(scheme, mixed=False)
+    assembly.mix(plain, assembly.plan(plain))
+    found = _tried(assembly, selection, scheme, least_gain_db=MIN_RELIEF_DB, progress=progress)
+    if found.scheme != scheme:
+        assembly.mixture = before
+    return found
 
 
 def mix_ranges(assembly: Assembly, selection: Selection, *, progress: Progress) -> Selection:
