@@ -11,12 +11,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from cspdeploy.core.detection.labelled import LabelledBoxes, open_labelled
+from cspdeploy.core.detection.labelled import NAME_FILES, LabelledBoxes, open_labelled
 from cspdeploy.core.errors import InputError
 
 __all__ = ["open_boxes"]
 
-NAME_FILES = ("classes.txt", "labels.txt", "obj.names")
 SPLITS = {"train": ("train",), "test": ("val", "valid", "test")}
 EVERY = tuple(name for names in SPLITS.values() for name in names)
 EDGE = 1e-3  # of the sides: as far as labels rounded to three digits reach over the edge

@@ -20,20 +20,24 @@ from cspdeploy.core.model_folder import (
     CALIBRATION_FILE,
     CURVE_FILE,
     LABELS_FILE,
-    WEIGHTS_FILE,
     write_calibration,
     write_spec,
     write_text,
 )  # fmt: skip
 from cspdeploy.core.spec import Accuracy, ModelSpec, NetworkSpec, Provenance
 from cspdeploy.nets.darknet.sections import Convolutional, DarknetConfig, Yolo
-from cspdeploy.nets.registry import build, find_network, spec_of
-from cspdeploy.nets.weights import load_weights, read_state_dict, write_safetensors
+from cspdeploy.nets.registry import find_network, spec_of
 from cspdeploy.train.anchors import find_anchors, mean_best_overlap, with_anchors
 from cspdeploy.train.detect_data import BoxLoader
 from cspdeploy.train.detect_folder import open_boxes
 from cspdeploy.train.detect_loop import DetectionRecipe, DetectionRecord, measure_map, train_detector
-from cspdeploy.train.job import CHECKPOINT_FILE, NUM_CALIBRATION_IMAGES, replace_folder, require_free
+from cspdeploy.train.job import (
+    CHECKPOINT_FILE,
+    NUM_CALIBRATION_IMAGES,
+    replace_folder,
+    require_free,
+    write_and_read_back,
+)  # fmt: skip
 from cspdeploy.train.loop import Progress, write_curve
 
 __all__ = ["DetectionTrainingReport", "detector_spec", "train_detection_model"]
@@ -161,12 +165,7 @@ def _write_model(
     folder: Path, spec: ModelSpec, model: torch.nn.Module, *, training: BoxLoader, testing: BoxLoader,
     provenance: Provenance,
 ) -> Accuracy:  # fmt: skip
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    weights = folder / WEIGHTS_FILE
-    write_safetensors(weights, model, dtype=torch.float16)
-    reread = build(spec)
-    load_weights(reread, read_state_dict(weights), source=str(weights))
+    weights, reread = write_and_read_back(folder, spec, model)
     found = measure_map(reread, cast("Detection", spec.detection), testing, num_classes=spec.num_classes)
     accuracy = Accuracy(
         dataset=testing.data.name, num_images=found.num_images, map50=round(found.map50, 5), map=round(found.map, 5)

@@ -30,7 +30,7 @@ from cspdeploy.train.data import BatchLoader, measure_mean_std
 from cspdeploy.train.loop import EpochRecord, Progress, Recipe, train, write_curve
 from cspdeploy.train.metrics import measure_accuracy
 
-__all__ = ["TrainingReport", "replace_folder", "require_free", "train_model"]
+__all__ = ["TrainingReport", "replace_folder", "require_free", "train_model", "write_and_read_back"]
 
 NUM_CALIBRATION_IMAGES = 512
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -117,16 +117,22 @@ def require_free(folder: Path, run: Path, *, resume: bool, overwrite: bool) -> N
         )
 
 
-def _write_model(
-    folder: Path, spec: ModelSpec, model: torch.nn.Module, *, training: LabelledImages, testing: BatchLoader,
-    provenance: Provenance,
-) -> Accuracy:  # fmt: skip
+def write_and_read_back(folder: Path, spec: ModelSpec, model: torch.nn.Module) -> tuple[Path, torch.nn.Module]:
+    """The FP16 weights into a new `folder`; gives their file, and the network as whoever loads it will have it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     weights = folder / WEIGHTS_FILE
     write_safetensors(weights, model, dtype=torch.float16)
     reread = build(spec)
     load_weights(reread, read_state_dict(weights), source=str(weights))
+    return weights, reread
+
+
+def _write_model(
+    folder: Path, spec: ModelSpec, model: torch.nn.Module, *, training: LabelledImages, testing: BatchLoader,
+    provenance: Provenance,
+) -> Accuracy:  # fmt: skip
+    weights, reread = write_and_read_back(folder, spec, model)
     top1, top5 = measure_accuracy(reread, testing.in_order())
     accuracy = Accuracy(dataset=testing.data.name, num_images=len(testing.data), top1=top1, top5=top5)
     done = dataclasses.replace(provenance, weights_sha256=file_sha256(weights), accuracy=accuracy)

@@ -22,14 +22,14 @@ from cspdeploy.core.detection.label_files import Row, inside, read_bytes, read_x
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.preprocess import list_images
 
-__all__ = ["LabelledBoxes", "find_labels", "open_labelled"]
+__all__ = ["NAME_FILES", "LabelledBoxes", "find_labels", "open_labelled"]
 
 MAX_IMAGES = 1 << 20
 MAX_CLASSES = 1 << 20
 """Of numbers of classes: the most that anybody has are tens of thousands."""
 EDGE = 1e-3
 """How far a part of a side may lie outside of 0 to 1: labels are rounded to three digits and more."""
-_NAMES_FILES = ("classes.txt", "labels.txt", "obj.names")
+NAME_FILES = ("classes.txt", "labels.txt", "obj.names")
 _JUDGED = ("val", "valid", "test")
 """Folders of what is meant for judging, the first that is there."""
 
@@ -183,7 +183,7 @@ def _yolo_file(folder: Path, picture: Path) -> Path:
 
 
 def _yolo_names(folder: Path) -> tuple[str, ...]:
-    listed = next((folder / name for name in _NAMES_FILES if (folder / name).is_file()), None)
+    listed = next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)
     if listed is None:
         return ()
     lines = read_bytes(listed).decode("utf-8", "replace").splitlines()
