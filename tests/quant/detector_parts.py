@@ -8,8 +8,13 @@ import onnx
 
 from cspdeploy.core.detection.spec import Detection, DetectionHead
 from cspdeploy.core.spec import Preprocess
+from cspdeploy.quant.assemble import Assembly
 from cspdeploy.quant.calibration import CalibrationSet, open_calibration
-from tests.quant.placed_graphs import make
+from cspdeploy.quant.int8 import Int8Settings, assemble
+from cspdeploy.quant.observations_cache import ObservationsCache
+from cspdeploy.quant.prepare import prepare_float
+from tests.quant.int8_parts import quiet
+from tests.quant.placed_graphs import ROWS, make
 
 SIDE_PX, STRIDE_PX = 64, 8
 HEAD = DetectionHead(output="head", stride_px=STRIDE_PX, anchors=((12.0, 12.0), (20.0, 16.0)), scale_x_y=1.05)
@@ -70,3 +75,12 @@ def squares(count: int = 40, *, seed: int = 0) -> npt.NDArray[np.uint8]:
 
 def calibration(count: int = 40) -> CalibrationSet:
     return open_calibration(squares(count), CONTRACT)
+
+
+def assembled() -> Assembly:
+    """The detector for ONNX Runtime on a CPU, with its calibration images."""
+    row = ROWS["ort-cpu"]
+    return assemble(
+        prepare_float(detector(), placement=row), calibration(), placement=row, settings=Int8Settings(),
+        cache=ObservationsCache(None), progress=quiet, detection=DETECTION,
+    )  # fmt: skip

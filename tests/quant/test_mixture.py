@@ -9,26 +9,18 @@ import numpy as np
 import pytest
 
 from cspdeploy.quant.assemble import Assembly
-from cspdeploy.quant.int8 import Int8Settings, assemble
 from cspdeploy.quant.mixture import choose_mixture, tensor_groups
-from cspdeploy.quant.observations_cache import ObservationsCache
 from cspdeploy.quant.plan import Grid
-from cspdeploy.quant.prepare import prepare_float
 from cspdeploy.quant.relief import mix_ranges
 from cspdeploy.quant.scheme import Scheme
 from cspdeploy.quant.select import MIN_GAIN_DB, Selection, Tried
-from tests.quant.detector_parts import DETECTION, calibration, detector
+from tests.quant.detector_parts import assembled
 from tests.quant.int8_parts import quiet
-from tests.quant.placed_graphs import ROWS
 
 
 @pytest.fixture(scope="module")
 def assembly() -> Assembly:
-    row = ROWS["ort-cpu"]
-    return assemble(
-        prepare_float(detector(), placement=row), calibration(), placement=row, settings=Int8Settings(),
-        cache=ObservationsCache(None), progress=quiet, detection=DETECTION,
-    )  # fmt: skip
+    return assembled()
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,12 @@ import pytest
 
 from cspdeploy.quant import relief
 from cspdeploy.quant.assemble import RELIEF, Assembly
-from cspdeploy.quant.int8 import Int8Settings, assemble
 from cspdeploy.quant.islands import float_cost
-from cspdeploy.quant.observations_cache import ObservationsCache
-from cspdeploy.quant.prepare import prepare_float
 from cspdeploy.quant.relief import MIN_RELIEF_DB, find_relief, relieve
 from cspdeploy.quant.select import Selection, select
 from cspdeploy.quant.sensitivity import measure_sensitivity
-from tests.quant.detector_parts import DETECTION, calibration, detector
+from tests.quant.detector_parts import assembled
 from tests.quant.int8_parts import quiet
-from tests.quant.placed_graphs import ROWS
 
 SHARE = 0.6
 """Of the work: two layers of the tiny detector are INT8, and the cheaper one is a third of it."""
@@ -23,11 +19,7 @@ SHARE = 0.6
 
 @pytest.fixture(scope="module")
 def assembly() -> Assembly:
-    row = ROWS["ort-cpu"]
-    return assemble(
-        prepare_float(detector(), placement=row), calibration(), placement=row, settings=Int8Settings(),
-        cache=ObservationsCache(None), progress=quiet, detection=DETECTION,
-    )  # fmt: skip
+    return assembled()
 
 
 @pytest.fixture(scope="module")
