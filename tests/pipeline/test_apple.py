@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # an INT8 export of a
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "apple_detector.py"
 SIZE, NUM_JUDGED = 416, 24
-BOUNDS = {"onnx": 1.0, "onnx-fp16": 0.98, "onnx-int8": 0.9}
+BOUNDS = {"onnx": 1.0, "onnx-fp16": 0.98, "onnx-int8": 0.94}
 """Shares of the eager network's boxes that a file must find again, and of its own that the network must have. INT8:
 0.962 and 0.970 were measured on 1,000 boxes; of the 100 here one in 30 is two points more or less."""
 
