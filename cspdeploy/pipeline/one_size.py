@@ -109,7 +109,8 @@ class OneSize:
             steps += (job.finish(self._x_golden, batch=1),)
         finally:
             job.stop()
-        steps += rewrite_step(simplified, rewritten, self._x_golden, input_name=self._origin.input_name)
+        slower = None if self._request.slower_split is None else self._size_px in self._request.slower_split
+        steps += rewrite_step(simplified, rewritten, self._x_golden, input_name=self._origin.input_name, slower=slower)
         shutil.move(rewritten if rewritten.is_file() else simplified, self._path("onnx"))
         if self._target is not None and self._target.max_ir is not None:
             cap_ir_version(self._path("onnx"), self._target.max_ir)

@@ -72,6 +72,9 @@ class ExportRequest:
     dynamic_batch: bool = False
     target: str | None = None
     """A runtime that the files must be fit for: a name of `cspdeploy.core.targets`."""
+    slower_split: tuple[Size | None, ...] | None = None
+    """Sizes (None: the first) at which splitting the expansion convolutions was measured slower, and is left out again:
+    a decision by the clock would not repeat. None: it is measured. No option of the user's; `reproduce` fills it in."""
 
     def __post_init__(self) -> None:
         if self.opset is not None and self.target is None and not MIN_OPSET <= self.opset <= MAX_OPSET:

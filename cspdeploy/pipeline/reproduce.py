@@ -21,6 +21,7 @@ from cspdeploy.core.golden import GOLDEN_FILE, read_golden
 from cspdeploy.core.model_folder import WEIGHTS_FILE
 from cspdeploy.core.preprocess import list_images
 from cspdeploy.core.types import Artifact, Frontend, Manifest
+from cspdeploy.pipeline.graph_steps import slower_splits
 from cspdeploy.pipeline.int8_step import Int8Request
 from cspdeploy.pipeline.recipe import ANCHORS, ExportRequest, export_bundle
 from cspdeploy.pipeline.weights import RANDOM_WEIGHTS
@@ -134,7 +135,7 @@ def _request(folder: Path, manifest: Manifest, models: Path) -> ExportRequest:
                 f"{folder}: made with the option '{name}', which export does not know", fix="update cspdeploy"
             )
         values[name] = _restored(hints[name], value)
-    return ExportRequest(**values)
+    return ExportRequest(**values, slower_split=slower_splits(manifest.artifacts))
 
 
 def _restored(hint: Any, value: object) -> object:

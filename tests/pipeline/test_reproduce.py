@@ -14,8 +14,11 @@ from cspdeploy.core.bundle import file_sha256, read_manifest, write_manifest
 from cspdeploy.core.errors import InputError, TamperedError
 from cspdeploy.core.types import Manifest
 from cspdeploy.export import simplify
+from cspdeploy.pipeline import graph_steps
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 from cspdeploy.pipeline.reproduce import ReproduceReport, reproduce_bundle
+
+SIMPLIFIER = simplify._CHILD
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +82,19 @@ def test_the_same_inputs_give_the_same_bytes_and_the_bundle_is_not_touched(
     assert (report.tools, report.remarks) == ((), ())
     assert all(file.recorded_sha256 == file.rebuilt_sha256 for file in report.files)
     assert _snapshot(folder) == before
+
+
+@pytest.mark.parametrize("slower", [(None,), ()])
+def test_what_a_clock_decided_then_is_not_decided_by_a_clock_again(
+    make: Callable[..., Path], models: Path, monkeypatch: pytest.MonkeyPatch, slower: tuple[None, ...]
+) -> None:
+    monkeypatch.setattr(simplify, "_CHILD", SIMPLIFIER)  # without it there is no graph that could be split
+    folder = make(slower_split=slower)
+    steps = {step.name: step for step in read_manifest(folder).artifacts[-1].steps}
+    assert steps["split-expansion"].outcome == ("kept" if slower else "done")
+    monkeypatch.setattr(graph_steps, "measure_latency", None)  # would be called where a clock is asked
+    report = reproduce_bundle(folder, models=models)
+    assert (report.verdict, report.remarks) == ("equal", ())
 
 
 @pytest.mark.slow
