@@ -13,20 +13,28 @@ import subprocess
 import tempfile
 import time
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import IO, Any, NoReturn, Self
 
 from cspdeploy.core.child import child_command, child_environment
-from cspdeploy.core.errors import EXIT_CHECK_FAILED, CspDeployError, InputError, RuntimeUnavailableError
+from cspdeploy.core.errors import (
+    EXIT_CHECK_FAILED,
+    CspDeployError,
+    DeviceMemoryError,
+    InputError,
+    RuntimeUnavailableError,
+)
 from cspdeploy.core.types import ColdStart, MemoryUse, PlacedNode
 from cspdeploy.runtimes.base import Feeds, Outputs, ProfiledNode, SessionRequest
 
 __all__ = ["BoundCall", "EngineError", "Opened", "Worker", "WorkerCrashedError", "WorkerHungError"]
 
 CHILD = tuple(child_command("cspdeploy.check.worker_child"))
-_REFUSALS: dict[str, type[CspDeployError]] = {"input": InputError, "unavailable": RuntimeUnavailableError}
+_REFUSALS: dict[str, type[CspDeployError]] = {
+    "input": InputError, "memory": DeviceMemoryError, "unavailable": RuntimeUnavailableError,
+}  # fmt: skip
 _LAST_WORDS_BYTES = 4096
 _REAPING_S = 10.0
 """Until the kernel has torn down a killed process with much memory; a second is usual, an engine's dump takes more."""
@@ -66,6 +74,7 @@ class Opened:
 
     Attributes:
         num_copies: between devices in one run; None where the engine does not tell.
+        settings: what the engine says that the session was opened with; empty where it does not tell.
     """
 
     placement: dict[str, int]
@@ -73,6 +82,7 @@ class Opened:
     num_copies: int | None
     cold_import_ms: float
     cold_open_ms: float
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 class BoundCall:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cspdeploy.check.burst import run_burst
 from cspdeploy.check.worker import Opened
-from cspdeploy.core.errors import EXIT_NO_ENGINE, CspDeployError, InputError, RuntimeUnavailableError
+from cspdeploy.core.errors import EXIT_NO_ENGINE, CspDeployError, DeviceMemoryError, InputError, RuntimeUnavailableError
 from cspdeploy.core.types import MemoryUse
 from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.base import Feeds, Outputs, ProfiledNode, Runtime, Session, SessionRequest
@@ -53,6 +53,7 @@ class _Child:
         return Opened(
             placement=dict(self._session.placement), nodes=nodes, num_copies=getattr(self._session, "num_copies", None),
             cold_import_ms=1e3 * (imported - started), cold_open_ms=1e3 * (opened - opening),
+            settings=dict(getattr(self._session, "settings", {})),
         )  # fmt: skip
 
     def run(self, feeds: Feeds) -> Outputs:
@@ -102,6 +103,7 @@ class _Child:
             message = ("done", work())
         except CspDeployError as error:
             kind = "unavailable" if error.exit_code == EXIT_NO_ENGINE else "input"
+            kind = "memory" if isinstance(error, DeviceMemoryError) else kind
             message = (kind, error.message, error.fix)
         except Exception as error:  # an engine may raise anything; the parent makes a row of it
             message = ("failed", " ".join((str(error).strip() or type(error).__name__).split("\n")[0].split())[:300])

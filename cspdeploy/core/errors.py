@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "CspDeployError",
+    "DeviceMemoryError",
     "InputError",
     "InterruptedRunError",
     "MissingExtraError",
@@ -61,6 +62,10 @@ class RuntimeUnavailableError(CspDeployError):
     """An engine or device that was asked for is not here, or did not take the work."""
 
     exit_code = EXIT_NO_ENGINE
+
+
+class DeviceMemoryError(InputError):
+    """The device has no room for the work. Nothing of it is left there: what was allocated has been given back."""
 
 
 class InterruptedRunError(CspDeployError):

@@ -12,7 +12,8 @@ from cspdeploy.core.spec import ModelSpec
 __all__ = [
     "MANIFEST_SCHEMA_VERSION", "VERIFY_SCHEMA_VERSION", "Artifact", "ColdStart", "FileRecord", "Frontend",
     "ImageBoxes", "ImageDecision", "LayerCurve", "LayerError", "Limit", "Manifest", "MemoryUse", "ParityRow",
-    "PlacedNode", "PrecisionAudit", "Regression", "StepRecord", "TensorInfo", "Timing", "Verdict", "VerifyReport",
+    "PlacedNode", "PrecisionAudit", "Regression", "Repeats", "StepRecord", "TensorInfo", "Timing", "Verdict",
+    "VerifyReport",
 ]  # fmt: skip
 
 MANIFEST_SCHEMA_VERSION = 3
@@ -269,6 +270,23 @@ class ImageBoxes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Repeats:
+    """Whether one and the same input gives one and the same output, run after run in one session.
+
+    Attributes:
+        num_runs: of that input.
+        num_different: runs whose outputs are not those of the first run to the bit.
+        max_rel_l2: largest relative L2 of any run to the first one; infinite where one is not finite.
+        first_bad_run: number, from 1, of the first run with a NaN or an infinity that the first run has not; 0: none.
+    """
+
+    num_runs: int
+    num_different: int
+    max_rel_l2: float
+    first_bad_run: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParityRow:
     """One artifact on one runtime against the golden outputs. Numbers are None where nothing was measured."""
 
@@ -317,6 +335,15 @@ class ParityRow:
     """Copies between devices that the engine inserted; None where it does not tell."""
     tf32_rel_l2: float | None = None
     """Distance to the reference with TF32 on, as in the speed run on CUDA; the verdict is with TF32 off."""
+    repeats: Repeats | None = None
+    """The same input again and again, where that was asked for; always on a GPU."""
+    rounding_rel_l2: float | None = None
+    """Of an FP16 file on a device that computes in FP16: distance to the same graph computed in float64 with every
+    node's result rounded to FP16, which is as near as such arithmetic can be expected to come."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """What the engine says that the session was opened with: TF32, algorithm search, layout, streams."""
+    device_p50_ms: float | None = None
+    """Median between two events on the device's own stream: the work, without launching it and waiting for it."""
     audit: PrecisionAudit | None = None
     cold: ColdStart | None = None
     memory: MemoryUse | None = None

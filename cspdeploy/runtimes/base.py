@@ -14,7 +14,10 @@ from cspdeploy.core.catalog import OUTPUT_NAME
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.core.types import PlacedNode
 
-__all__ = ["Feeds", "Outputs", "ProfiledNode", "Runtime", "Session", "SessionRequest"]
+__all__ = [
+    "ConvSearch", "CudaOptions", "DeviceCall", "Feeds", "Outputs", "ProfiledNode", "Runtime", "Session",
+    "SessionRequest",
+]  # fmt: skip
 
 Feeds = Mapping[str, npt.NDArray[np.generic]]
 Outputs = dict[str, npt.NDArray[np.generic]]
@@ -41,8 +44,59 @@ class ProfiledNode:
     moved_bytes: int = 0
 
 
+ConvSearch = Literal["heuristic", "exhaustive", "default"]
+"""How cuDNN's algorithm of each convolution is found: by its own estimate, the same each time; by timing all of them
+when a session first runs, which need not end the same twice; or the first that exists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaOptions:
+    """How a session on an NVIDIA GPU is set: on purpose, not by what its engine does by default.
+
+    Attributes:
+        device: index of the GPU among those that CUDA shows to this process (CUDA_VISIBLE_DEVICES counts).
+        conv_search: of ONNX Runtime's and PyTorch's convolutions. PyTorch knows "heuristic" (cuDNN's benchmark mode
+            off) and "exhaustive" (on).
+        channels_last: compute in NHWC inside: ONNX Runtime's `prefer_nhwc`, PyTorch's memory format. Inputs and outputs
+            stay NCHW.
+        half: of the eager network: weights and inputs in float16; its outputs are float32 again.
+        compile: of the eager network: mode of `torch.compile`, such as "max-autotune"; empty: not compiled.
+        memory_limit_bytes: of ONNX Runtime's arena; 0: all that is free.
+        cache: folder for engines that TensorRT has built; None: built anew for every session.
+    """
+
+    device: int = 0
+    conv_search: ConvSearch = "heuristic"
+    channels_last: bool = False
+    half: bool = False
+    compile: str = ""
+    memory_limit_bytes: int = 0
+    cache: Path | None = None
+
+
+class DeviceCall(Protocol):
+    """What `Session.bind` gives on a device that has a clock of its own.
+
+    Attributes:
+        device_ms: milliseconds of the last run between two events on its stream, the work alone, without the copies;
+            None before the first run, and where no event could be recorded.
+    """
+
+    device_ms: float | None
+
+    def __call__(self) -> None:
+        """Compute once, and return when the device is done."""
+        ...
+
+
 class Session(Protocol):
-    """An artifact, loaded and ready on its device."""
+    """An artifact, loaded and ready on its device.
+
+    A session may also have `settings`, a mapping of strings: what it was opened with, read back from the engine; and
+    `num_copies`, `end_profile()`, `bind_sets(sets)`: as `bind`, but each run takes the next of several inputs, which
+    lie on the device at addresses of their own (or, under a CUDA graph, are copied into the captured one before the
+    run and outside of what is timed).
+    """
 
     @property
     def placement(self) -> Mapping[str, int]:
@@ -59,7 +113,7 @@ class Session(Protocol):
         ...
 
     def bind(self, feeds: Feeds) -> Callable[[], None]:
-        """Fix the inputs; the callable computes once and returns when the device is done."""
+        """Fix the inputs; the callable computes once and returns when the device is done. See `DeviceCall`."""
         ...
 
 
@@ -89,6 +143,8 @@ class SessionRequest:
     optimise: bool = True
     profile: Path | None = None
     cuda_graph: bool = False
+    cuda: CudaOptions = CudaOptions()
+    """Of sessions on CUDA; others do not look at it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
