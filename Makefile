@@ -3,11 +3,16 @@
 #   make test    lint, then the tests; ARGS goes to pytest: make test ARGS="-m slow"
 #   make lint    ruff, mypy and the import contracts
 #   make bench   latency of the bundles in exported/
+#   make test-cuda  tests and benchmark on an NVIDIA GPU, in less than 8 minutes once it is set up; PYTHON_CUDA=python3
+#                takes an interpreter as it is, with the packages that it has, and installs nothing
 #   make clean   remove what setup, demo and test made, but no model and no bundle
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS := export,cpu,openvino,hub,report,sign,dev
 ARGS ?=
+PYTHON_CUDA ?=
+VENV_CUDA ?= build/cuda-venv
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -41,7 +46,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== packages, as pinned in constraints.txt; the first time this takes minutes, most of them for torch"
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt setuptools
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation \
-	  -e '.[export,cpu,openvino,hub,report,sign,dev]'
+	  -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: setup
@@ -70,8 +75,17 @@ lint: setup
 bench: setup
 	$(BIN)/cspdeploy bench
 
+# By itself: onnxruntime and onnxruntime-gpu in one environment are one module of chance. Whether there is a GPU is asked
+# first, by the standard library alone, and what asks needs no package.
+CUDA := tests/benchmarks/cuda
+
+test-cuda:
+	@$(or $(PYTHON_CUDA),$(PYTHON)) $(CUDA)/cuda_device.py
+	@[ -n "$(PYTHON_CUDA)" ] || $(MAKE) VENV=$(VENV_CUDA) EXTRAS='export,gpu,dev' $(VENV_CUDA)/.installed
+	@$(or $(PYTHON_CUDA),$(VENV_CUDA)/bin/python) $(CUDA) $(ARGS)
+
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find cspdeploy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: default setup demo test lint bench clean
+.PHONY: default setup demo test lint bench test-cuda clean

@@ -5,21 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cspdeploy.check.audit import audit_onnx
-from cspdeploy.check.latency import Progress
-from cspdeploy.check.profile import Profile, measure_profile, summarise_profile
+from cspdeploy.check.bench_model import BenchRow, BenchSettings, Job, feeds_of_batch
+from cspdeploy.check.latency import Progress, gpu_settings
+from cspdeploy.check.profile import Profile, add_kernels, measure_kernels, measure_profile, summarise_profile
 from cspdeploy.check.roofline import Peak, Roofline, find_roofline, measure_peak
-from cspdeploy.check.sweep import SWEPT_BATCHES, Copies, SweepCell, measure_copies, measure_sweep, swept_threads
+from cspdeploy.check.sweep import (
+    GPU_BATCHES,
+    SWEEP_SETTINGS,
+    SWEPT_BATCHES,
+    Copies,
+    SweepCell,
+    error_words,
+    measure_copies,
+    measure_sweep,
+    swept_threads,
+)
+from cspdeploy.check.variants import PLAIN, graph_variant
 from cspdeploy.check.worker import Worker
 from cspdeploy.core.errors import CspDeployError, InputError
-from cspdeploy.runtimes.base import Feeds
-
-if TYPE_CHECKING:
-    from cspdeploy.check.bench import BenchRow, BenchSettings, Job
+from cspdeploy.runtimes.base import Feeds, ProfiledNode
 
 __all__ = ["Parts", "measure_parts"]
 
@@ -45,15 +53,14 @@ def measure_parts(timed: Sequence[tuple[Job, BenchRow]], settings: BenchSettings
     """The parts that were asked for, of every timed row; copies only where there is a device to copy to."""
     parts = _rooflines(timed, settings, progress)
     for i, (job, row) in enumerate(timed):
-        what = f"{row.artifact} on {row.runtime}"
-        if job.rung.runtime.device != "cpu":
-            progress(f"copies of {what}", i, len(timed))
-            parts = parts.joined(_copies(job, row, settings))
+        if job.on_gpu and job.variant.name == PLAIN:  # what is copied is the same in every variant
+            progress(f"copies of {row.title}", i, len(timed))
+            parts = parts.joined(_copies(job, row))
         if settings.profile:
-            progress(f"profile of {what}", i, len(timed))
-            parts = parts.joined(_profile(job, row, settings))
+            progress(f"profile of {row.title}", i, len(timed))
+            parts = parts.joined(_profile(job, row))
         if settings.sweep:
-            progress(f"sweep of {what}", i, len(timed))
+            progress(f"sweep of {row.title}", i, len(timed))
             parts = parts.joined(_sweep(job, row, settings, progress))
     return parts
 
@@ -62,27 +69,35 @@ def _rooflines(timed: Sequence[tuple[Job, BenchRow]], settings: BenchSettings, p
     macs = _macs(timed)
     if not macs:
         return Parts()
+    peaks: dict[tuple[str, bool], Peak | None] = {}
     found: list[Roofline] = []
-    peaks: dict[str, Peak | None] = {}
     for job, row in timed:
-        device = job.rung.runtime.device
-        num_macs = macs.get(job.subject.sized_name)
+        num_macs, device = macs.get(job.subject.sized_name), job.rung.runtime.device
         if num_macs is None or row.timing is None:
             continue
-        if device not in peaks:
+        half = job.on_gpu and job.precision == "fp16"
+        if (device, half) not in peaks:
             progress(f"peak of this machine ({device})", 0, 1)
-            peaks[device] = measure_peak(
-                device, num_threads=settings.num_threads, time_limit_s=settings.time_limit_s
+            peaks[device, half] = measure_peak(
+                device, num_threads=settings.num_threads, time_limit_s=settings.time_limit_s, half=half,
+                tf32=settings.tf32, gpu=settings.cuda.device,
             )  # fmt: skip
-        peak = peaks[device]
+        peak = peaks[device, half]
         if peak is not None:
-            found.append(find_roofline(
-                peak, subject=job.subject.name, artifact=row.artifact, runtime=row.runtime,
-                num_macs=num_macs * row.batch, num_bytes=row.num_bytes, p50_ms=row.timing.p50_ms,
-            ))  # fmt: skip
-    notes = tuple(f"no roofline on {device}: its peak is measured with onnxruntime" for device in peaks
-                  if peaks[device] is None)  # fmt: skip
+            found.append(_roofline(job, row, peak, num_macs * row.batch))
+    notes = tuple(f"no roofline on {device}{' in FP16' if half else ''}: its peak is measured with onnxruntime"
+                  for (device, half), peak in peaks.items() if peak is None)  # fmt: skip
     return Parts(rooflines=tuple(found), peaks=tuple(peak for peak in peaks.values() if peak), notes=notes)
+
+
+def _roofline(job: Job, row: BenchRow, peak: Peak, num_macs: int) -> Roofline:
+    host_ms = row.timing.p50_ms if row.timing else 0.0
+    halved = job.precision == "fp16" and job.rung.candidate.precision != "fp16"  # weights that the variant converts
+    return find_roofline(
+        peak, subject=job.subject.name, artifact=row.artifact, runtime=row.runtime, variant=row.variant,
+        num_macs=num_macs, num_bytes=row.num_bytes // (2 if halved else 1),
+        p50_ms=row.device.p50_ms if row.device else host_ms,
+    )  # fmt: skip
 
 
 def _macs(timed: Sequence[tuple[Job, BenchRow]]) -> dict[str, int]:
@@ -100,46 +115,62 @@ def _macs(timed: Sequence[tuple[Job, BenchRow]]) -> dict[str, int]:
     return found
 
 
-def _copies(job: Job, row: BenchRow, settings: BenchSettings) -> Parts:
+def _copies(job: Job, row: BenchRow) -> Parts:
     names = (job.subject.name, row.artifact, row.runtime)
-    graph = (row.runtime, job.request) if row.runtime.startswith("ort-") else None
+    graph = (row.runtime, job.request) if graph_variant(row.runtime) is not None else None
     try:
-        with Worker(row.runtime, job.request, time_limit_s=settings.time_limit_s) as worker:
-            copies = measure_copies(worker, job.feeds, names=names, graph=graph, time_limit_s=settings.time_limit_s)
+        with Worker(row.runtime, job.request, time_limit_s=job.time_limit_s) as worker:
+            copies = measure_copies(worker, job.feeds, names=names, graph=graph, time_limit_s=job.time_limit_s,
+                                    settings=gpu_settings(SWEEP_SETTINGS))  # fmt: skip
             return Parts(copies=(copies,))
     except CspDeployError as error:
-        return Parts(notes=(f"copies of {row.artifact} on {row.runtime}: {error.message}",))
+        return Parts(notes=(f"copies of {row.title}: {error_words(error)}",))
 
 
-def _profile(job: Job, row: BenchRow, settings: BenchSettings) -> Parts:
+def _profile(job: Job, row: BenchRow) -> Parts:
+    """The engine's own record, and on a GPU the kernels beside it; of either a note where it cannot be had."""
+    notes: list[str] = []
+    nodes: Sequence[ProfiledNode] = ()
+    samples_ms = list(row.timing.samples_ms) if row.timing else []
     try:
-        nodes, samples_ms = measure_profile(row.runtime, job.request, job.feeds, time_limit_s=settings.time_limit_s)
+        nodes, samples_ms = measure_profile(row.runtime, job.request, job.feeds, time_limit_s=job.time_limit_s)
     except CspDeployError as error:
-        return Parts(notes=(f"profile of {row.artifact} on {row.runtime}: {error.message}",))
+        notes.append(f"profile of {row.title}: {error_words(error)}")
     profile = summarise_profile(
-        nodes, subject=job.subject.name, artifact=row.artifact, runtime=row.runtime,
+        nodes, subject=job.subject.name, artifact=row.artifact, runtime=row.runtime, variant=row.variant,
         run_ms=float(np.median(samples_ms)), device=job.rung.runtime.device,
     )  # fmt: skip
-    return Parts(profiles=(profile,))
+    if job.on_gpu:
+        try:
+            kernels, busy_ms, host_ms = measure_kernels(
+                row.runtime, job.request, job.feeds, time_limit_s=job.time_limit_s
+            )
+            profile = add_kernels(profile, kernels, busy_ms=busy_ms, run_ms=float(np.median(host_ms)))
+        except CspDeployError as error:
+            notes.append(f"kernels of {row.title}: {error_words(error)}")
+    return Parts(profiles=(profile,) if profile.operators or profile.kernels else (), notes=tuple(notes))
 
 
 def _sweep(job: Job, row: BenchRow, settings: BenchSettings, progress: Progress) -> Parts:
-    from cspdeploy.check.bench import feeds_of_batch
-
     feeds: dict[int, Feeds] = {}
     notes: tuple[str, ...] = ()
-    for batch in SWEPT_BATCHES:
+    for batch in GPU_BATCHES if job.on_gpu else SWEPT_BATCHES:
         try:
             feeds[batch] = feeds_of_batch(job.subject, job.rung.candidate, batch)
         except InputError as error:
-            notes = (f"no sweep over the batch of {row.artifact} on {row.runtime}: {error.message}",)
+            notes = (f"no sweep over the batch of {row.title}: {error.message}",)
     feeds = feeds or {row.batch: job.feeds}
     threads = (settings.num_threads,) if settings.num_threads else swept_threads()
-    if job.rung.runtime.device != "cpu":
+    if job.on_gpu:
         threads = (settings.num_threads,)  # those of the host do not compute
-    base = SweepCell(subject=job.subject.name, artifact=row.artifact, runtime=row.runtime, batch=1, num_threads=0)
+    base = SweepCell(
+        subject=job.subject.name, artifact=row.artifact, runtime=row.runtime, variant=row.variant, batch=1,
+        num_threads=0,
+    )  # fmt: skip
     cells = measure_sweep(
-        base, job.request, runtime_name=row.runtime, feeds=feeds, threads=threads, time_limit_s=settings.time_limit_s,
-        progress=lambda what, done, total: progress(f"sweep of {row.artifact} on {row.runtime}", done, total),
+        base, job.request, runtime_name=row.runtime, feeds=feeds, threads=threads, time_limit_s=job.time_limit_s,
+        progress=lambda what, done, total: progress(f"sweep of {row.title}", done, total),
+        settings=gpu_settings(SWEEP_SETTINGS) if job.on_gpu else SWEEP_SETTINGS, rotate=settings.rotate,
+        apart=job.request.cuda_graph or bool(job.request.cuda.compile),
     )  # fmt: skip
     return Parts(sweep=tuple(cells), notes=notes)

@@ -26,6 +26,7 @@ def run_burst(
     max_runs: int,
     lead_in_seconds: float,
     between: Callable[[], None] = lambda: None,
+    device_ms: list[float] | None = None,
 ) -> list[float]:
     """Milliseconds of each timed run: at least `min_runs` and `min_seconds` of them, `max_runs` at most.
 
@@ -33,15 +34,21 @@ def run_burst(
     and threads that spin for some milliseconds more.
 
     Args:
-        call: computes once and returns when its device is done.
+        call: computes once and returns when its device is done; one with an attribute `prepare` has that called before
+            each run, outside of what is timed.
         clock: seconds, monotonic.
         between: called after each run, outside of what is timed.
+        device_ms: takes the milliseconds of each timed run by the device's own clock, from a
+            `cspdeploy.runtimes.base.DeviceCall`; nothing from any other call.
     """
+    prepare: Callable[[], None] | None = getattr(call, "prepare", None)
     collecting = gc.isenabled()
     gc.disable()  # a collection in a timed run is Python's time, not the engine's
     try:
         started = clock()
         while True:
+            if prepare is not None:
+                prepare()
             call()
             between()
             if clock() - started >= lead_in_seconds:
@@ -49,9 +56,12 @@ def run_burst(
         samples_ms: list[float] = []
         elapsed = 0.0
         while len(samples_ms) < min_runs or (elapsed < min_seconds and len(samples_ms) < max_runs):
+            if prepare is not None:
+                prepare()
             started = clock()
             call()
             seconds = clock() - started
+            _note_device(call, device_ms)
             between()
             elapsed += seconds
             samples_ms.append(1e3 * seconds)
@@ -59,3 +69,9 @@ def run_burst(
     finally:
         if collecting:
             gc.enable()
+
+
+def _note_device(call: Callable[[], None], device_ms: list[float] | None) -> None:
+    found: float | None = getattr(call, "device_ms", None)
+    if device_ms is not None and found is not None:
+        device_ms.append(found)

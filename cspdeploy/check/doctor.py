@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cspdeploy.check.cpu_features import CpuFeature, explain_cpu
-from cspdeploy.check.installation import Finding, check_packages
+from cspdeploy.check.doctor_facts import CudaMachine, look_for_cuda
+from cspdeploy.check.finding import Finding
+from cspdeploy.check.installation import check_packages
 from cspdeploy.check.trials import run_trials
 from cspdeploy.core.env import cpu_flags, describe_environment
 
@@ -39,6 +40,7 @@ class Diagnosis:
         advice: the verdict in one line.
         command: that mends what it says; empty where nothing is to be mended.
         providers: execution providers that this build of ONNX Runtime offers.
+        cuda: what there is of an NVIDIA GPU, layer by layer: on the bus, in the kernel, to nvidia-smi, to CUDA.
     """
 
     healthy: bool
@@ -49,20 +51,20 @@ class Diagnosis:
     cpu: tuple[CpuFeature, ...]
     findings: tuple[Finding, ...]
     environment: dict[str, str]
+    cuda: CudaMachine
 
 
 def diagnose() -> Diagnosis:
-    """Try everything, in child processes."""
-    return judge(
-        run_trials(), environment=describe_environment(), flags=cpu_flags(), has_gpu=Path("/dev/nvidia0").exists()
-    )
+    """Try everything, in child processes. The GPU is looked at before they use it: what is seen on it is others'."""
+    environment, machine = describe_environment(), look_for_cuda()
+    return judge(run_trials(), environment=environment, flags=cpu_flags(), machine=machine)
 
 
 def judge(
-    trials: Mapping[str, Answer], *, environment: dict[str, str], flags: tuple[str, ...], has_gpu: bool
+    trials: Mapping[str, Answer], *, environment: dict[str, str], flags: tuple[str, ...], machine: CudaMachine
 ) -> Diagnosis:
     """The diagnosis that the answers of `cspdeploy.check.trials.run_trials` amount to."""
-    findings = [*check_packages(trials, has_gpu=has_gpu), *_check_load(environment)]
+    findings = [*check_packages(trials, machine=machine), *_check_load(environment)]
     problem = next((found for found in findings if found.severity == "problem"), None)
     runtimes = _states(trials, kind="runtime")
     working = ", ".join(state.name for state in runtimes if state.works)
@@ -75,7 +77,7 @@ def judge(
     return Diagnosis(
         healthy=bool(working) and problem is None, advice=advice, command=command, runtimes=runtimes,
         providers=_states(trials, kind="provider"), cpu=explain_cpu(flags), findings=tuple(findings),
-        environment=environment,
+        environment=environment, cuda=machine,
     )  # fmt: skip
 
 

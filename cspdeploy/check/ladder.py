@@ -182,4 +182,6 @@ def _describe(settings: VerifySettings) -> dict[str, Any]:
         "audit": settings.audit,
         "isolate": settings.isolate,
         "time_limit_s": settings.time_limit_s,
+        "repeats": settings.repeats,
+        "device": settings.device,
     }

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from cspdeploy.check.burst import Burst, run_burst
+from cspdeploy.check.latency_settings import STABLE_WINDOWS, LatencySettings, gpu_settings
 from cspdeploy.check.machine import advise
 from cspdeploy.check.stats import compare_rounds, median_interval, percentile, spread, supported_percentile
 from cspdeploy.core.errors import CspDeployError
 from cspdeploy.core.types import Timing
 
-__all__ = ["LatencySettings", "Measured", "measure_latency", "measure_rounds", "noise_warning", "summarise"]
+__all__ = [
+    "LatencySettings", "Measured", "gpu_settings", "measure_latency", "measure_rounds", "noise_warning", "summarise",
+]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
 Timed = Callable[[], None] | Burst
@@ -25,45 +28,8 @@ NOISY_SPREAD = 0.10
 """Quartiles further apart than a tenth of the median: neighbours on the machine, or a clock that changes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatencySettings:
-    """How long to measure each thing. The minima must all be reached, or `max_runs`."""
-
-    min_runs: int = 30
-    min_seconds: float = 1.0
-    min_rounds: int = 6
-    """Fewer rounds prove nothing, even where one thing is the faster in all of them: among 5 that happens by chance in
-    2 of 32 cases, which is more than 1 in 20."""
-    max_runs: int = 2000
-    """Enough for any interval; a network of microseconds would fill memory with samples before its seconds are over."""
-    max_seconds: float = 0.0
-    """Timed seconds of each thing, at most, if after the minima some ratio is not known to within `close_enough`; below
-    `min_seconds`: it ends with the minima."""
-    max_wall_seconds: float = 0.0
-    """Wall time for each thing, its warm-up and lead-ins included; 0: any. When all things together have taken as much,
-    the fewest rounds are enough, whatever the other minima; a warm-up may take a quarter of it; and where a run is so
-    slow that the fewest rounds would take longer, a burst is a single run."""
-    close_enough: float = 0.01
-    """Half of the ratio's interval, relative: with the 2 % that count as no difference, 5 % are seen well beyond it."""
-    warmup_runs: int = 3
-    warmup_seconds: float = 0.2
-    max_warmup_seconds: float = 3.0
-    """Until which to wait for a stable time beyond those minima; 0: the minima are enough."""
-    stable_within: float = 0.05
-    """The medians of `STABLE_WINDOWS` windows in a row differ by this at most: half of what counts as noise."""
-    burst: int = 3
-    """Timed runs in a row before the next thing's turn, at least; more of them where runs are short, up to `max_burst`,
-    until the burst has lasted as long as its lead-in: else nearly all the time would go into lead-ins."""
-    max_burst: int = 100
-    lead_in_seconds: float = 0.03
-    """Untimed runs before a burst, one at least: an engine that hands over leaves caches full of its own weights, and
-    threads that spin for some milliseconds more."""
-    seed: int = 0
-
-
-STABLE_WINDOWS = 3
 WARMUP_SHARE = 0.25
-_WINDOW_RUNS, _WINDOW_SECONDS = 3, 0.05
+_WINDOW_RUNS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +40,14 @@ class Measured:
         rounds_ms: milliseconds of each run, by round, in the order of time.
         num_warmups: untimed runs before the first round.
         stable: the warm-up ended since its times had settled, not since it had lasted long enough.
+        device_rounds_ms: the same runs by the device's own clock; empty where there is none, or where it told of some
+            of them only.
     """
 
     rounds_ms: tuple[tuple[float, ...], ...]
     num_warmups: int
     stable: bool
+    device_rounds_ms: tuple[tuple[float, ...], ...] = ()
 
 
 def measure_latency(
@@ -121,12 +90,19 @@ class _LocalCall:
 
     def __init__(self, call: Callable[[], None], clock: Callable[[], float]) -> None:
         self._call, self._clock = call, clock
+        self.device_rounds_ms: list[tuple[float, ...]] = []
 
     def burst(self, *, min_runs: int, min_seconds: float, max_runs: int, lead_in_seconds: float) -> list[float]:
-        return run_burst(
+        device_ms: list[float] = []
+        samples = run_burst(
             self._call, clock=self._clock, min_runs=min_runs, min_seconds=min_seconds, max_runs=max_runs,
-            lead_in_seconds=lead_in_seconds,
+            lead_in_seconds=lead_in_seconds, device_ms=device_ms,
         )  # fmt: skip
+        self.device_rounds_ms += [tuple(device_ms)] if device_ms else []
+        return samples
+
+    def forget_rounds(self) -> None:
+        self.device_rounds_ms = []
 
 
 class _Interleaved:
@@ -153,12 +129,16 @@ class _Interleaved:
             names = list(self._bursts)
             for index in rng.permutation(len(names)):
                 self._guard(names[index], self._take_turn)
-        return {
-            name: Measured(
-                rounds_ms=tuple(self._rounds[name]), num_warmups=self._warmups[name][0], stable=self._warmups[name][1]
-            )
-            for name in self._bursts
-        }
+        return {name: self._found(name) for name in self._bursts}
+
+    def _found(self, name: str) -> Measured:
+        rounds_ms = tuple(self._rounds[name])
+        device_ms = tuple(getattr(self._bursts[name], "device_rounds_ms", ()))
+        complete = [len(found) for found in device_ms] == [len(found) for found in rounds_ms]
+        num_warmups, stable = self._warmups[name]
+        return Measured(
+            rounds_ms=rounds_ms, num_warmups=num_warmups, stable=stable, device_rounds_ms=device_ms if complete else ()
+        )
 
     def _guard(self, name: str, work: Callable[[str], None]) -> None:
         try:
@@ -174,22 +154,24 @@ class _Interleaved:
         settings = self._settings
         num_runs, seconds, started = 0, 0.0, self._clock()
         longest = WARMUP_SHARE * settings.max_wall_seconds if settings.max_wall_seconds else math.inf
-        medians: list[float] = []
+        windows: list[tuple[float, float]] = []
         while True:
             samples = self._bursts[name].burst(
                 min_runs=min(_WINDOW_RUNS, max(1, settings.warmup_runs - 1)),
-                min_seconds=min(_WINDOW_SECONDS, settings.warmup_seconds), max_runs=settings.max_burst,
+                min_seconds=min(settings.window_seconds, settings.warmup_seconds), max_runs=settings.max_burst,
                 lead_in_seconds=0.0,
             )  # fmt: skip
             num_runs += 1 + len(samples)
             seconds += 1e-3 * sum(samples)
-            medians = [*medians, percentile(samples, 50)][-STABLE_WINDOWS:]
-            stable = len(medians) == STABLE_WINDOWS and max(medians) <= (1 + settings.stable_within) * min(medians)
+            windows = _latest([*windows, (percentile(samples, 50), 1e-3 * sum(samples))], settings.stable_seconds)
+            stable = _is_stable(windows, settings)
             enough = num_runs >= settings.warmup_runs and seconds >= settings.warmup_seconds
             late = seconds >= settings.max_warmup_seconds or self._clock() - started >= longest
             if enough and (stable or late):
                 self._warmups[name] = num_runs, stable
-                self._burst_runs[name] = self._affordable(1e-3 * medians[-1])
+                self._burst_runs[name] = self._affordable(1e-3 * windows[-1][0])
+                if (forget := getattr(self._bursts[name], "forget_rounds", None)) is not None:
+                    forget()
                 return
 
     def _affordable(self, seconds: float) -> int:
@@ -237,6 +219,23 @@ class _Interleaved:
         self._next_look = len(rounds[0]) + max(2, len(rounds[0]) // 4)
         ratios = [compare_rounds(rounds[0], found) for found in rounds[1:]]
         return all(found.high - found.low <= 2 * self._settings.close_enough * found.ratio for found in ratios)
+
+
+def _latest(windows: list[tuple[float, float]], seconds: float) -> list[tuple[float, float]]:
+    """The last `STABLE_WINDOWS` of them, or as many more as it takes to hold so many seconds of work."""
+    first, held = len(windows), 0.0
+    while first > 0 and (len(windows) - first < STABLE_WINDOWS or held < seconds):
+        first -= 1
+        held += windows[first][1]
+    return windows[first:]
+
+
+def _is_stable(windows: list[tuple[float, float]], settings: LatencySettings) -> bool:
+    """Windows are pairs: median in ms, seconds of work."""
+    if len(windows) < STABLE_WINDOWS or sum(seconds for _, seconds in windows) < settings.stable_seconds:
+        return False
+    medians = [median for median, _ in windows]
+    return max(medians) <= (1 + settings.stable_within) * min(medians)
 
 
 def summarise(measured: Mapping[str, Measured]) -> dict[str, Timing]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cspdeploy.check.lint_qdq import QdqGraph, broken_patterns
 from cspdeploy.check.lint_rules import breaks_rule
 from cspdeploy.check.lint_scope import Scope, walk_scoped
 from cspdeploy.core.onnx_graph import DEFAULT_DOMAIN, Graph, Node, OnnxModel, node_module, read_onnx
@@ -17,8 +18,6 @@ __all__ = ["Finding", "LintReport", "TargetReport", "lint_file", "lint_model"]
 LINT_SCHEMA_VERSION = 1
 """Of what `check --json` prints; raised when a field goes or changes its meaning."""
 
-_LEFT_TO_CPU = "no such operator, the CPU runs it"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -26,7 +25,7 @@ class Finding:
 
     Attributes:
         rule: which sort of rule: "opset", "ir-version", "operator", "domain", "free-dimension", "dtype", or a kind of
-            `cspdeploy.core.targets.Rule`.
+            `cspdeploy.core.targets.Rule` or `PatternRule`.
         node: its name; the input's where it is about an input, empty where it is about the whole file.
         module: path of the torch module that the node came from, where its name tells.
         got: what the file has.
@@ -107,6 +106,7 @@ def _lint(model: OnnxModel, target: Target, scoped: tuple[tuple[Scope, Node], ..
         # What depends on constants alone is gone before an accelerator is asked.
         elsewhere.append(bool(found) and not _is_folded(scope, node))
         findings += found
+    findings += _check_patterns(model.graph, target)
     report = {"target": target.name, "summary": target.summary, "num_nodes": len(scoped)}
     counts = {}
     if target.accelerator:
@@ -125,6 +125,8 @@ def _lint(model: OnnxModel, target: Target, scoped: tuple[tuple[Scope, Node], ..
 
 
 def _is_folded(scope: Scope, node: Node) -> bool:
+    if node.operator == "DequantizeLinear":  # left for the engines: ONNX Runtime's ConstantFolding steps over it
+        return False
     return bool(node.outputs) and all(name in scope.constants for name in node.outputs if name)
 
 
@@ -195,6 +197,20 @@ def _check_node(scope: Scope, node: Node, target: Target) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _check_patterns(graph: Graph, target: Target) -> Iterator[Finding]:
+    """Of a quantised graph. What only parts fusions or rounds leaves a node where it is: it is no node elsewhere."""
+    view = QdqGraph.of(graph) if target.patterns else None
+    if view is None:
+        return
+    for rule in target.patterns:
+        for node, got in broken_patterns(rule, view):
+            told = {"got": got, "takes": rule.takes, "fix": rule.fix, "source": rule.source}
+            if node is None:
+                yield _finding(rule.severity, rule.kind, **told)
+            else:
+                yield _of_node(node, rule.severity, rule.kind, **told)
+
+
 def _check_operator(model: OnnxModel, node: Node, target: Target) -> Finding | None:
     """Whether the target knows the operator at all."""
     if f"{node.domain}.{node.operator}" in model.functions:
@@ -225,7 +241,7 @@ def _check_operator(model: OnnxModel, node: Node, target: Target) -> Finding | N
         fix = "nothing, or another operator: it runs on the CPU" if target.accelerator else "use another operator"
     return _of_node(
         node, "warning" if target.accelerator else "violation", "operator", got=f"operator {node.operator}",
-        takes=_LEFT_TO_CPU if target.accelerator else "no such operator", fix=fix,
+        takes=target.left if target.accelerator else "no such operator", fix=fix,
         source=target.operators_source,
     )  # fmt: skip
 
@@ -236,7 +252,7 @@ def _check_domain(node: Node, target: Target) -> Finding | None:
         return None
     if node.domain in target.domains and target.accelerator:
         return _of_node(
-            node, "warning", "domain", got=f"operator {node.domain}.{node.operator}", takes=_LEFT_TO_CPU,
+            node, "warning", "domain", got=f"operator {node.domain}.{node.operator}", takes=target.left,
             fix="nothing, or export without the engine's own operators", source=target.operators_source,
         )  # fmt: skip
     return _of_node(

@@ -16,7 +16,21 @@ __all__ = ["breaks_rule"]
 
 def breaks_rule(rule: Rule, node: Node, scope: Scope) -> str:
     """What the node has instead; empty where it keeps the rule, or where the file does not tell."""
+    if rule.only_if is not None and _text(node.attributes.get(rule.only_if[0])) != rule.only_if[1]:
+        return ""
     return _CHECKS[rule.kind](rule, node, scope)
+
+
+def _text(value: object) -> object:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _element_type(rule: Rule, node: Node, scope: Scope) -> str:
+    for position in rule.positions:
+        value = scope.value(node.inputs[position]) if position < len(node.inputs) and node.inputs[position] else None
+        if value is not None and value.dtype not in ("undefined", *rule.values):
+            return f"input {position} of {value.dtype}"
+    return ""
 
 
 def _constant(rule: Rule, node: Node, scope: Scope) -> str:
@@ -44,7 +58,7 @@ def _rank(rule: Rule, node: Node, scope: Scope) -> str:
 
 def _attribute(rule: Rule, node: Node, scope: Scope) -> str:
     value = node.attributes.get(rule.attribute, rule.default)
-    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    text = _text(value)
     return "" if text is None or text in rule.values else f"{rule.attribute} {text!r}"
 
 
@@ -107,4 +121,5 @@ def _form(rule: Rule, node: Node, scope: Scope) -> str:
 _CHECKS: dict[str, Callable[[Rule, Node, Scope], str]] = {
     "constant": _constant, "spatial": _spatial, "rank": _rank, "attribute": _attribute,
     "unused-output": _unused_output, "zero-point": _zero_point, "zero-point-dtype": _zero_point_dtype, "form": _form,
+    "element-type": _element_type,
 }  # fmt: skip

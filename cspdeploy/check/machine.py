@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cspdeploy.core.env import clock_mhz, cpu_governor, num_usable_cpus, throttled_seconds
+from cspdeploy.core.gpu import GpuSummary, GpuWatch
 
 __all__ = ["MachineWatch", "advise"]
 
@@ -33,20 +34,41 @@ class _Snapshot:
 
 
 class MachineWatch:
-    """Watches from its making on. `num_threads`: of the engine; 0 for its default."""
+    """Watches from its making on.
 
-    def __init__(self, *, num_threads: int = 0) -> None:
+    Args:
+        num_threads: of the engine; 0 for its default.
+        gpu: where something on a GPU is timed, CUDA's index of it: its clocks are sampled beside the measurement, from
+            now until the findings are asked for. None: no GPU is looked at.
+    """
+
+    def __init__(self, *, num_threads: int = 0, gpu: int | None = None) -> None:
         self._num_threads = num_threads
+        self._gpu = GpuWatch(gpu) if gpu is not None else None
+        if self._gpu is not None:
+            self._gpu.start()
         self._before = _look()
 
+    @property
+    def gpu_summary(self) -> GpuSummary | None:
+        """Clocks, power and temperature of the GPU up to now; None where none is watched."""
+        return self._gpu.summary() if self._gpu is not None else None
+
     def findings(self) -> tuple[str, ...]:
-        """What has disturbed since then, each with what to do; the likeliest first, empty where nothing shows."""
+        """What has disturbed since then, each with what to do; the likeliest first, empty where nothing shows.
+
+        A GPU is watched no longer after that.
+        """
         before, after = self._before, _look()
+        of_gpu: tuple[str, ...] = ()
+        if self._gpu is not None:
+            self._gpu.stop()
+            of_gpu = self._gpu.findings()
         found = (
             _throttling(before, after), _steal(before, after), _others(before, after), _threads(self._num_threads),
             _governor(), _clock(before, after),
         )  # fmt: skip
-        return tuple(finding for finding in found if finding)
+        return (*of_gpu, *(finding for finding in found if finding))
 
 
 def advise(findings: Sequence[str] | None = None) -> str:

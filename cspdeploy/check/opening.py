@@ -22,9 +22,10 @@ class CheckedSession(Protocol):
     placement: Mapping[str, int]
     nodes: tuple[PlacedNode, ...]
     num_copies: int | None
+    settings: Mapping[str, str]
 
     def wait(self) -> None:
-        """Until it is open; `placement`, `nodes` and `num_copies` are known then."""
+        """Until it is open; `placement`, `nodes`, `num_copies` and `settings` are known then."""
         ...
 
     def run(self, feeds: Feeds) -> Outputs:
@@ -35,8 +36,8 @@ class CheckedSession(Protocol):
         """Fix the inputs; gives what `measure_latency` takes. Timing raises `CspDeployError` alone."""
         ...
 
-    def first_result(self, feeds: Feeds) -> tuple[ColdStart | None, MemoryUse | None]:
-        """Compute for the first time; what it cost since the process began, where that is known."""
+    def first_result(self, feeds: Feeds) -> tuple[Outputs, ColdStart | None, MemoryUse | None]:
+        """Compute for the first time; and what it cost since the process began, where that is known."""
         ...
 
     def close(self) -> None:
@@ -59,20 +60,22 @@ class _Isolated:
         self.placement: Mapping[str, int] = {}
         self.nodes: tuple[PlacedNode, ...] = ()
         self.num_copies: int | None = None
+        self.settings: Mapping[str, str] = {}
 
     def wait(self) -> None:
         opened = self._worker.wait_opened()
         self.placement, self.nodes, self.num_copies = opened.placement, opened.nodes, opened.num_copies
+        self.settings = opened.settings
 
     def run(self, feeds: Feeds) -> Outputs:
         return self._worker.run(feeds)
 
     def bind(self, feeds: Feeds) -> BoundCall:
-        return self._worker.bind(feeds)
+        return self._worker.bind(feeds, rotate=True)
 
-    def first_result(self, feeds: Feeds) -> tuple[ColdStart | None, MemoryUse | None]:
-        self._worker.run(feeds)
-        return self._worker.cold, self._worker.memory()
+    def first_result(self, feeds: Feeds) -> tuple[Outputs, ColdStart | None, MemoryUse | None]:
+        outputs = self._worker.run(feeds)
+        return outputs, self._worker.cold, self._worker.memory()
 
     def close(self) -> None:
         self._worker.close()
@@ -105,11 +108,13 @@ class _Local:
         self.placement: Mapping[str, int] = {}
         self.nodes: tuple[PlacedNode, ...] = ()
         self.num_copies: int | None = None
+        self.settings: Mapping[str, str] = {}
 
     def wait(self) -> None:
         self._session = self._runtime.open(self._request)
         self.placement, self.nodes = self._session.placement, self._session.nodes
         self.num_copies = getattr(self._session, "num_copies", None)
+        self.settings = dict(getattr(self._session, "settings", {}))
 
     def _opened(self) -> Session:
         if self._session is None:
@@ -124,9 +129,8 @@ class _Local:
         call()  # what cannot run fails here, in its own row
         return _LocalCall(call)
 
-    def first_result(self, feeds: Feeds) -> tuple[ColdStart | None, MemoryUse | None]:
-        self.run(feeds)
-        return None, None
+    def first_result(self, feeds: Feeds) -> tuple[Outputs, ColdStart | None, MemoryUse | None]:
+        return self.run(feeds), None, None
 
     def close(self) -> None:
         self._session = None

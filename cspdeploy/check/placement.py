@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from cspdeploy.core.types import PlacedNode
 from cspdeploy.runtimes.base import Runtime
 
-__all__ = ["Placement", "find_placement", "strict_problem"]
+__all__ = ["Placement", "asked_providers", "find_placement", "strict_problem"]
 
 COPIES = ("MemcpyToHost", "MemcpyFromHost")
 """ONNX Runtime's own nodes between devices."""
 
 _PROVIDERS = {"cpu": ("CPUExecutionProvider", "CPU"), "cuda": ("CUDAExecutionProvider",)}
 """What a session of that device is asked to run on, as each engine calls it."""
+_OWN_PROVIDERS = {"ort-tensorrt": ("TensorrtExecutionProvider",)}
+"""The same of runtimes that ask for one of several providers of their device: what TensorRT leaves to CUDA is elsewhere
+too, for it is another engine with other kernels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +29,16 @@ class Placement:
     num_copies: int | None
 
 
+def asked_providers(runtime: Runtime) -> tuple[str, ...] | None:
+    """The names of what its sessions are asked to run on; None where that is not known."""
+    return _OWN_PROVIDERS.get(runtime.name, _PROVIDERS.get(runtime.device))
+
+
 def find_placement(
     runtime: Runtime, *, counts: Mapping[str, int], nodes: tuple[PlacedNode, ...], num_copies: int | None
 ) -> Placement:
     """Judge the record of a session of `runtime`."""
-    asked = _PROVIDERS.get(runtime.device)
+    asked = asked_providers(runtime)
     if not nodes or asked is None:
         return Placement(counts=counts, elsewhere=(), num_copies=None)
     elsewhere = tuple(node for node in nodes if node.provider not in asked and node.operator not in COPIES)

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from cspdeploy.check.frontend_rows import network_outputs, on_images
-from cspdeploy.check.latency import measure_latency
+from cspdeploy.check.latency import gpu_settings, measure_latency
 from cspdeploy.check.opening import CheckedSession, start_session
 from cspdeploy.check.regression_boxes import compare_boxes, suppression_of
 from cspdeploy.check.rung_check import run_all
@@ -177,7 +177,7 @@ class _Pair:
         self._rungs = [
             {
                 (rung.candidate.artifact, rung.runtime.name): rung
-                for rung in list_rungs(subject, runtimes=list(settings.runtimes))
+                for rung in list_rungs(subject, runtimes=list(settings.runtimes), device=settings.device)
             }
             for subject in (old, new)
         ]
@@ -260,13 +260,14 @@ class _Pair:
     def _time(
         self, found: Regression, rungs: list[Rung], sessions: list[CheckedSession], judgement: _Judgement
     ) -> Regression:
-        if self._settings.latency is None:
+        settings = self._settings.latency
+        if settings is None:
             return found
         calls = {
             name: session.bind(subject.first_call(rung.candidate))
             for name, session, subject, rung in zip(("old", "new"), sessions, self._subjects, rungs, strict=True)
         }
-        timings = measure_latency(calls, self._settings.latency)
+        timings = measure_latency(calls, gpu_settings(settings) if rungs[1].runtime.device == "cuda" else settings)
         old, new = timings["old"], timings["new"]
         if new.verdict == "reference":
             return found

@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass
 
 from cspdeploy.check.subject import Candidate, Subject
-from cspdeploy.core.errors import InputError
+from cspdeploy.core.errors import InputError, RuntimeUnavailableError
 from cspdeploy.runtimes import all_runtimes, require_runtime
-from cspdeploy.runtimes.base import Runtime, SessionRequest
+from cspdeploy.runtimes.base import CudaOptions, Runtime, SessionRequest
+from cspdeploy.runtimes.cuda_driver import open_device
 
 __all__ = ["RUNTIMES_VARIABLE", "Rung", "list_rungs"]
 
@@ -18,30 +19,37 @@ RUNTIMES_VARIABLE = "CSPDEPLOY_RUNTIMES"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """One candidate on one runtime. `not_checkable` says why it cannot be opened here, or is empty."""
+    """One candidate on one runtime, on the GPU of that index where it runs on one.
+
+    `not_checkable` says why it cannot be opened here, or is empty.
+    """
 
     candidate: Candidate
     runtime: Runtime
     not_checkable: str = ""
+    device: int = 0
 
     @property
     def request(self) -> SessionRequest:
         """What to open."""
         made = self.candidate
-        return SessionRequest(path=made.path, outputs=made.output_names, spec=made.spec)
+        cuda = CudaOptions(device=self.device) if self.runtime.device == "cuda" else CudaOptions()
+        return SessionRequest(path=made.path, outputs=made.output_names, spec=made.spec, cuda=cuda)
 
 
-def list_rungs(subject: Subject, *, runtimes: list[str]) -> list[Rung]:
+def list_rungs(subject: Subject, *, runtimes: list[str], device: int | None = None) -> list[Rung]:
     """Eager first, then the artifacts in the order of the ladder, each on every runtime that reads it.
 
     Args:
         runtimes: names asked for; empty for those of CSPDEPLOY_RUNTIMES (names between commas), or all that are here.
             A CPU runtime that is not here gives rungs that say so; one for another device, and an optional one, is left
             out.
+        device: index of the GPU for all runtimes on CUDA; None: the first one, where there is one.
 
     Raises:
-        InputError: unknown runtime, or one that computes references and is no rung itself.
-        RuntimeUnavailableError: a runtime that was asked for is missing.
+        InputError: unknown runtime, or one that computes references and is no rung itself; a device with runtimes none
+            of which runs on one, or an index that no GPU has.
+        RuntimeUnavailableError: a runtime that was asked for is missing, or a device with no runtime that uses it.
     """
     wanted = [require_runtime(name) for name in runtimes] or [
         runtime for runtime in _meant().values() if _expected(runtime) or runtime.missing() is None
@@ -52,12 +60,33 @@ def list_rungs(subject: Subject, *, runtimes: list[str]) -> list[Rung]:
             f"--runtime {references[0]}: computes what others are judged by, and is not judged itself",
             fix="cspdeploy doctor",
         )
+    if device is not None:
+        _require_device(device, wanted, named=bool(runtimes))
     return [
-        Rung(candidate=candidate, runtime=runtime, not_checkable=_missing(runtime) or candidate.absent)
+        Rung(
+            candidate=candidate,
+            runtime=runtime,
+            not_checkable=_missing(runtime) or candidate.absent,
+            device=device or 0,
+        )
         for candidate in subject.candidates
         for runtime in wanted
         if runtime.role == "engine" and runtime.reads(format_=candidate.format, precision=candidate.precision)
     ]
+
+
+def _require_device(device: int, wanted: list[Runtime], *, named: bool) -> None:
+    """A GPU that was asked for is there, and some runtime uses it: said before anything is opened."""
+    if any(runtime.device == "cuda" for runtime in wanted):
+        open_device(device)
+        return
+    if named:
+        given = ", ".join(runtime.name for runtime in wanted)
+        raise InputError(f"--device {device}: {given} runs on no GPU", fix="--runtime ort-cuda")
+    found = {name: runtime.missing() for name, runtime in _meant().items() if runtime.device == "cuda"}
+    reasons = "; ".join(f"{name}: {missing[0]}" for name, missing in found.items() if missing is not None)
+    fix = next((missing[1] for missing in found.values() if missing is not None), "cspdeploy doctor")
+    raise RuntimeUnavailableError(f"--device {device}: no runtime on CUDA can be used here ({reasons})", fix=fix)
 
 
 def _meant() -> dict[str, Runtime]:

@@ -15,7 +15,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Ratio", "compare_rounds", "median_interval", "percentile", "spread", "supported_percentile"]
+__all__ = [
+    "DeviceTime", "Ratio", "compare_rounds", "device_time", "median_interval", "percentile", "spread",
+    "supported_percentile",
+]  # fmt: skip
 
 Rounds = Sequence[Sequence[float]]
 """Samples by round, one at least in each."""
@@ -122,3 +125,33 @@ def compare_rounds(reference: Rounds, rounds: Rounds, *, seed: int = 0) -> Ratio
     picks = np.random.default_rng(seed).integers(0, len(logs), (NUM_RESAMPLES, len(logs)))
     low, high = np.percentile(np.median(logs[picks], axis=1), _TAILS)
     return Ratio(ratio=math.exp(np.median(logs)), low=math.exp(low), high=math.exp(high))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTime:
+    """Median of the runs between two events on the device's stream, with its 95 % interval, in ms.
+
+    Attributes:
+        launch_share: of the host's median, what is not the device's: launching the work and waiting for its end. In
+            [0, 1]; the shares of two devices are not to be compared, since that of the faster one is the greater.
+    """
+
+    p50_ms: float
+    ci_low_ms: float
+    ci_high_ms: float
+    launch_share: float
+
+
+def device_time(rounds_ms: Sequence[Sequence[float]], device_rounds_ms: Sequence[Sequence[float]]) -> DeviceTime | None:
+    """What the device's clock says of runs that the host's clock has timed too; None where it says nothing.
+
+    Args:
+        rounds_ms, device_rounds_ms: of the same runs, as in `cspdeploy.check.latency.Measured`.
+    """
+    if not rounds_ms or [len(found) for found in rounds_ms] != [len(found) for found in device_rounds_ms]:
+        return None
+    host_ms = percentile([value for found in rounds_ms for value in found], 50)
+    p50_ms = percentile([value for found in device_rounds_ms for value in found], 50)
+    low, high = median_interval(device_rounds_ms)
+    share = max(0.0, 1 - p50_ms / host_ms) if host_ms else 0.0
+    return DeviceTime(p50_ms=p50_ms, ci_low_ms=low, ci_high_ms=high, launch_share=share)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cspdeploy.core.bundle import check_hashes, file_sha256, read_manifest
+from cspdeploy.check.original import ONNX_FAMILY, find_weights, onnx_sha256, why_absent
+from cspdeploy.core.bundle import check_hashes, read_manifest
 from cspdeploy.core.catalog import CLASSES_OUTPUT, EAGER, PROBABILITIES_OUTPUT
 from cspdeploy.core.detection.spec import Decode
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import Golden, read_golden
 from cspdeploy.core.graph_images import pixel_change, pixels_for
-from cspdeploy.core.model_folder import WEIGHTS_FILE
-from cspdeploy.core.onnx_file import check_external_data, external_data_files
 from cspdeploy.core.quantised import recorded_quantised
 from cspdeploy.core.sizes import Size, at_size, golden_file, size_label, sized_kind, sizes_of
 from cspdeploy.core.spec import ModelSpec, Task
@@ -30,8 +28,6 @@ __all__ = [
     "onnx_sha256",
 ]  # fmt: skip
 
-ONNX_FAMILY = "onnx"
-"""`NetworkSpec.family` of a bundle that was made from an ONNX file: there is no network to build."""
 ORIGINAL = "original"
 """The first rung of such a bundle: that very file."""
 MAX_BATCH = 16
@@ -259,7 +255,7 @@ def _eager(folder: Path, manifest: Manifest) -> Candidate:
     return Candidate(
         artifact=EAGER, format=EAGER, precision="fp32", path=weights or folder,
         num_bytes=weights.stat().st_size if weights else 0, output_names=manifest.spec.outputs, batch=None,
-        spec=manifest.spec, decode=_network_decode(manifest.spec), absent="" if weights else _why_absent(manifest),
+        spec=manifest.spec, decode=_network_decode(manifest.spec), absent="" if weights else why_absent(manifest),
     )  # fmt: skip
 
 
@@ -276,60 +272,3 @@ def _original(folder: Path, manifest: Manifest) -> Candidate:
         absent = "the ONNX file that the bundle was made from is not here"
         return dataclasses.replace(own, path=folder, num_bytes=0, absent=absent)
     return dataclasses.replace(own, path=path, num_bytes=path.stat().st_size)
-
-
-def _why_absent(manifest: Manifest) -> str:
-    if manifest.spec.provenance.untrained:
-        return "random weights are not kept: the original's outputs are in golden.npz"
-    return "the weights that the bundle was made from are not here"
-
-
-def find_weights(folder: Path, manifest: Manifest) -> Path | None:
-    """The file with the very bytes that the bundle was made from, where it lay at export or in models/.
-
-    Of a bundle that was made from an ONNX file it is that file, where it lay at export or beside the bundle.
-    """
-    sha256 = manifest.spec.provenance.weights_sha256
-    given = Path(str(manifest.options.get("model", "")))
-    if manifest.spec.network.family == ONNX_FAMILY:
-        files = (given, folder.parent / given.name, folder.parent.parent / given.name, Path(given.name))
-        return next((path for path in files if sha256 and _is_original(path, sha256)), None)
-    names = dict.fromkeys((manifest.spec.name, given.name))
-    places = [
-        Path(str(manifest.options.get("weights", ""))),
-        *(
-            models / name / WEIGHTS_FILE
-            for name in names
-            for models in (Path("models"), folder.parent.parent / "models")
-        ),
-    ]
-    return next((path for path in places if sha256 and _may_be_weights(path) and file_sha256(path) == sha256), None)
-
-
-def _may_be_weights(path: Path) -> bool:
-    """The path may come from a manifest of unknown origin: nothing but a weights file is read."""
-    return path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".weights", ".backup") and path.is_file()
-
-
-def _is_original(path: Path, sha256: str) -> bool:
-    """Whether it is that ONNX file. Likewise of unknown origin: a file that cannot be read is not the one."""
-    try:
-        return path.suffix.lower() == ".onnx" and path.is_file() and onnx_sha256(path) == sha256
-    except (InputError, OSError):
-        return False
-
-
-def onnx_sha256(path: Path) -> str:
-    """SHA-256 of an ONNX file; where it keeps weights in other files, of all of them together, by name.
-
-    Raises:
-        InputError: not an ONNX file, or its weights lie outside its folder.
-    """
-    check_external_data(path)
-    others = external_data_files(path)
-    if not others:
-        return file_sha256(path)
-    digest = hashlib.sha256(file_sha256(path).encode())
-    for name in others:
-        digest.update(f"{name}\0{file_sha256(path.parent / name)}".encode())
-    return digest.hexdigest()

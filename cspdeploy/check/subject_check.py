@@ -7,19 +7,22 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from cspdeploy.check.bound_call import BoundCall
 from cspdeploy.check.burst import Burst
 from cspdeploy.check.frontend_rows import frontend_row
-from cspdeploy.check.latency import measure_latency, noise_warning
+from cspdeploy.check.latency import gpu_settings, measure_latency, noise_warning
 from cspdeploy.check.machine import MachineWatch
 from cspdeploy.check.opening import CheckedSession, start_session
 from cspdeploy.check.phases import Phases
+from cspdeploy.check.rounding import computes_half
 from cspdeploy.check.rung_check import RungCheck, failed_row
 from cspdeploy.check.rungs import Rung, list_rungs
 from cspdeploy.check.settings import Progress, VerifySettings
+from cspdeploy.check.stats import percentile
 from cspdeploy.check.subject import Subject
 from cspdeploy.check.without_plugin import PLUGIN_NOTE, without_plugins
 from cspdeploy.core.env import other_machine
-from cspdeploy.core.errors import CspDeployError, RuntimeUnavailableError
+from cspdeploy.core.errors import CspDeployError, DeviceMemoryError, RuntimeUnavailableError
 from cspdeploy.core.metrics import max_abs_difference
 from cspdeploy.core.preprocess import preprocess
 from cspdeploy.core.sizes import sized_kind
@@ -29,6 +32,8 @@ from cspdeploy.core.types import ParityRow, Timing
 __all__ = ["PREPROCESS", "SubjectCheck"]
 
 PREPROCESS = "preprocess"
+TIMED = "(timed)"
+"""Behind the name of a setting that the timed session has otherwise than the judged one."""
 
 
 class SubjectCheck:
@@ -47,9 +52,12 @@ class SubjectCheck:
             return self._rows()
 
     def _rows(self) -> list[ParityRow]:
-        rungs = list_rungs(self._subject, runtimes=list(self._settings.runtimes))
+        settings = self._settings
+        rungs = list_rungs(self._subject, runtimes=list(settings.runtimes), device=settings.device)
+        half = (rung.candidate.artifact for rung in rungs if computes_half(rung.runtime, rung.candidate))
+        self._judge.rounding.wanted = frozenset(half)
         known = [made.artifact for made in self._subject.candidates]
-        require_known(self._settings.tolerances, [*known, *self._subject.siblings])
+        require_known(settings.tolerances, [*known, *self._subject.siblings])
         first = [*self._preprocess_rows(), *self._frontend_rows()]
         rows: list[ParityRow] = []
         timed: dict[int, Burst] = {}
@@ -63,7 +71,7 @@ class SubjectCheck:
                 rows.append(row)
                 if call is not None:
                     timed[i] = call
-            rows = self._time(rows, timed)
+            rows = self._time(rows, timed, on_gpu=any(rungs[i].runtime.device == "cuda" for i in timed))
         finally:
             self._judge.close()
             for session in self._sessions.values():
@@ -130,12 +138,12 @@ class SubjectCheck:
             if self._settings.latency is not None and rung.runtime.timed:
                 return self._bind(row, rung, index)
         except RuntimeUnavailableError as error:
-            if self._settings.runtimes:
-                raise
+            if self._settings.runtimes or (self._settings.device is not None and rung.runtime.device == "cuda"):
+                raise  # it was asked for, by its name or by that of its device
             row = dataclasses.replace(row, verdict="not-checkable", reason=error.message)
         except Exception as error:  # an engine may raise anything; the other rungs must still be checked
             row = failed_row(row, error)
-        session.close()
+        self._sessions[index].close()  # the one that is open now: what it holds of a device goes with its process
         return row, None
 
     def _bind(self, row: ParityRow, rung: Rung, index: int) -> tuple[ParityRow, Burst]:
@@ -146,20 +154,22 @@ class SubjectCheck:
             request = dataclasses.replace(rung.request, tf32=True)
             session = self._sessions[index] = start_session(rung.runtime, request, self._settings)
             session.wait()
-            row = dataclasses.replace(row, tf32_rel_l2=self._judge.tf32_distance(session, rung.candidate))
+            distance = self._judge.tf32_distance(session, rung.candidate)
+            row = dataclasses.replace(row, tf32_rel_l2=distance, settings=_both(row.settings, session.settings))
         return row, session.bind(self._subject.first_call(rung.candidate))
 
-    def _time(self, rows: list[ParityRow], calls: Mapping[int, Burst]) -> list[ParityRow]:
+    def _time(self, rows: list[ParityRow], calls: Mapping[int, Burst], *, on_gpu: bool) -> list[ParityRow]:
         """Latency of all that can be run, interleaved. What fails on the way fails in its row; the rest goes on."""
         settings = self._settings.latency
         if settings is None or not calls:
             return rows
         names = {i: f"{rows[i].artifact} on {rows[i].runtime}" for i in calls}
         failures: dict[str, CspDeployError] = {}
-        watch = MachineWatch()
+        watch = MachineWatch(gpu=(self._settings.device or 0) if on_gpu else None)
         with self._phases("latency"):
             found = measure_latency(
-                {names[i]: call for i, call in calls.items()}, settings, failures=failures,
+                {names[i]: call for i, call in calls.items()}, gpu_settings(settings) if on_gpu else settings,
+                failures=failures,
                 progress=lambda what, done, total: self._progress(f"{self._subject.title}: {what}", done, total),
             )  # fmt: skip
         if warning := noise_warning(found, watch.findings()):
@@ -167,13 +177,28 @@ class SubjectCheck:
         timed = list(rows)
         for i, name in names.items():
             failed = failures.get(name)
-            timed[i] = failed_row(rows[i], failed) if failed is not None else _with_timing(rows[i], found[name])
+            if isinstance(failed, DeviceMemoryError):
+                self._sessions[i].close()
+            timed[i] = (
+                failed_row(rows[i], failed) if failed is not None else _with_timing(rows[i], found[name], calls[i])
+            )
         return timed
 
 
-def _with_timing(row: ParityRow, timing: Timing) -> ParityRow:
+def _with_timing(row: ParityRow, timing: Timing, call: Burst) -> ParityRow:
+    """`call`: what was timed; one in a worker also knows what the device's own clock said."""
     p95_ms = None if timing.p95_ms is None else round(timing.p95_ms, 4)
-    return dataclasses.replace(row, timing=timing, p50_ms=round(timing.p50_ms, 4), p95_ms=p95_ms)
+    device_ms = [ms for part in call.device_rounds_ms for ms in part] if isinstance(call, BoundCall) else []
+    return dataclasses.replace(
+        row, timing=timing, p50_ms=round(timing.p50_ms, 4), p95_ms=p95_ms,
+        device_p50_ms=round(percentile(device_ms, 50), 4) if device_ms else None,
+    )  # fmt: skip
+
+
+def _both(judged: Mapping[str, str], timed: Mapping[str, str]) -> dict[str, str]:
+    """How the session of the verdict was set, and what was set otherwise where it was timed."""
+    other = {f"{name} {TIMED}": value for name, value in timed.items() if judged.get(name) != value}
+    return {**judged, **other}
 
 
 def _note(rung: Rung) -> str:

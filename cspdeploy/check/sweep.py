@@ -8,15 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cspdeploy.check.latency import LatencySettings, Progress, measure_latency
+from cspdeploy.check.stats import percentile
 from cspdeploy.check.worker import BoundCall, Worker
 from cspdeploy.core.env import num_usable_cpus
-from cspdeploy.core.errors import CspDeployError
+from cspdeploy.core.errors import CspDeployError, DeviceMemoryError
 from cspdeploy.core.types import Timing
 from cspdeploy.runtimes.base import Feeds, SessionRequest
 
-__all__ = ["SWEPT_BATCHES", "Copies", "SweepCell", "measure_copies", "measure_sweep", "swept_threads"]
+__all__ = [
+    "GPU_BATCHES", "SWEPT_BATCHES", "Copies", "SweepCell", "error_words", "measure_copies", "measure_sweep",
+    "swept_threads",
+]  # fmt: skip
 
 SWEPT_BATCHES = (1, 2, 4, 8, 16)
+GPU_BATCHES = (1, 8, 32)
+"""A camera, a few of them, and a queue: from 32 images on throughput hardly grows on any GPU, and at 1 most of it is
+idle."""
 
 # A cell is there to show where throughput stops to grow, not to tell 5 % apart: the fewest rounds, of one run each
 # where a run takes long.
@@ -27,17 +34,22 @@ SWEEP_SETTINGS = LatencySettings(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepCell:
-    """One batch at one number of threads. Where it cannot run, `reason` says why and the numbers are None."""
+    """One batch at one number of threads. Where it cannot run, `reason` says why and the numbers are None.
+
+    `device_p50_ms`: by the device's own clock, where it has one; `images_per_s` is by the host's.
+    """
 
     subject: str
     artifact: str
     runtime: str
     batch: int
     num_threads: int
+    variant: str = ""
     p50_ms: float | None = None
     ci_low_ms: float | None = None
     ci_high_ms: float | None = None
     images_per_s: float | None = None
+    device_p50_ms: float | None = None
     reason: str = ""
 
 
@@ -76,13 +88,17 @@ def measure_sweep(
     time_limit_s: float,
     progress: Progress = lambda what, done, total: None,
     settings: LatencySettings = SWEEP_SETTINGS,
+    apart: bool = False,
+    rotate: bool = False,
 ) -> list[SweepCell]:
-    """Every batch at every number of threads, all of them interleaved.
+    """Every batch at every number of threads, all of them interleaved. What cannot run does not end it.
 
     Args:
         base: names of the cells.
         feeds: by batch.
         threads: 0 stands for the engine's default.
+        apart: a session for each batch: what has been compiled or captured for one shape is not that for another.
+        rotate: as in `Worker.bind`.
     """
     cells = {
         f"{batch} at {num_threads}": dataclasses.replace(base, batch=batch, num_threads=num_threads)
@@ -93,32 +109,41 @@ def measure_sweep(
     with contextlib.ExitStack() as stack:
         calls: dict[str, BoundCall] = {}
         for num_threads in threads:
-            worker = stack.enter_context(
-                Worker(runtime_name, dataclasses.replace(request, num_threads=num_threads), time_limit_s=time_limit_s)
-            )
+            asked = dataclasses.replace(request, num_threads=num_threads)
+            workers: list[Worker] = []
             for batch, given in feeds.items():
-                name = f"{batch} at {num_threads}"
-                _bind(worker, given, name, calls, failures)
+                if apart or not workers:
+                    workers.append(stack.enter_context(Worker(runtime_name, asked, time_limit_s=time_limit_s)))
+                _bind(workers[-1], given, f"{batch} at {num_threads}", calls, failures, rotate=rotate)
         found = measure_latency(calls, settings, failures=failures, progress=progress) if calls else {}
-    return [_fill(cell, found.get(name), failures.get(name)) for name, cell in cells.items()]
+    return [_fill(cell, found.get(name), failures.get(name), calls.get(name)) for name, cell in cells.items()]
 
 
 def _bind(
-    worker: Worker, feeds: Feeds, name: str, calls: dict[str, BoundCall], failures: dict[str, CspDeployError]
-) -> None:
+    worker: Worker, feeds: Feeds, name: str, calls: dict[str, BoundCall], failures: dict[str, CspDeployError], *,
+    rotate: bool = False,
+) -> None:  # fmt: skip
     try:
-        calls[name] = worker.bind(feeds, name=name)
+        calls[name] = worker.bind(feeds, name=name, rotate=rotate)
     except CspDeployError as error:
         failures[name] = error
 
 
-def _fill(cell: SweepCell, timing: Timing | None, error: CspDeployError | None) -> SweepCell:
+def _fill(
+    cell: SweepCell, timing: Timing | None, error: CspDeployError | None, call: BoundCall | None
+) -> SweepCell:  # fmt: skip
     if timing is None:
-        return dataclasses.replace(cell, reason=error.message if error else "not measured")
+        return dataclasses.replace(cell, reason=error_words(error) if error else "not measured")
+    device_ms = [ms for found in call.device_rounds_ms for ms in found] if call is not None else []
     return dataclasses.replace(
         cell, p50_ms=timing.p50_ms, ci_low_ms=timing.ci_low_ms, ci_high_ms=timing.ci_high_ms,
-        images_per_s=1e3 * cell.batch / timing.p50_ms,
+        images_per_s=1e3 * cell.batch / timing.p50_ms, device_p50_ms=percentile(device_ms, 50) if device_ms else None,
     )  # fmt: skip
+
+
+def error_words(error: CspDeployError) -> str:
+    """Why a row or a cell has no numbers; what does not fit into memory is told with what would fit."""
+    return str(error) if isinstance(error, DeviceMemoryError) else error.message
 
 
 def measure_copies(
@@ -130,7 +155,10 @@ def measure_copies(
     time_limit_s: float,
     settings: LatencySettings = SWEEP_SETTINGS,
 ) -> Copies:
-    """Compute against copies in an open session; a CUDA graph needs a session of its own.
+    """Compute against copies in an open session; a CUDA graph needs a session of its own. All are interleaved.
+
+    Inputs are not rotated here: those that are copied lie in the device's cache when the computing begins, since the
+    copy went through it, and the bound ones do so as well.
 
     Args:
         names: subject, artifact, runtime.
@@ -158,5 +186,5 @@ def measure_copies(
         subject=subject, artifact=artifact, runtime=runtime, compute_ms=found["bound"].p50_ms,
         with_copies_ms=found["copied"].p50_ms,
         cuda_graph_ms=found["graph"].p50_ms if "graph" in found else None,
-        graph_reason=failures["graph"].message if "graph" in failures else "",
+        graph_reason=error_words(failures["graph"]) if "graph" in failures else "",
     )  # fmt: skip

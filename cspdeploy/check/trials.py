@@ -12,8 +12,9 @@ from cspdeploy.core.child import child_command, child_environment, describe_exit
 
 __all__ = ["TIME_LIMIT_S", "run_trials"]
 
-TIME_LIMIT_S = 120.0
-"""For all tasks together. They take 3 s here; importing torch on a small board, and waking a GPU, 20 s each."""
+TIME_LIMIT_S = 240.0
+"""For all tasks together. They take 3 s here; importing torch on a small board, and waking a GPU, 20 s each, and
+TensorRT builds an engine for each thing that it is tried with, half a minute at its first."""
 CHILD = tuple(child_command("cspdeploy.check.doctor_child"))
 
 Answer = dict[str, Any]

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import IO, Any, NoReturn, Self
 
+from cspdeploy.check.bound_call import BoundCall
 from cspdeploy.core.child import child_command, child_environment
 from cspdeploy.core.errors import (
     EXIT_CHECK_FAILED,
@@ -85,20 +86,6 @@ class Opened:
     settings: dict[str, str] = field(default_factory=dict)
 
 
-class BoundCall:
-    """Inputs that lie ready in a worker, to be timed."""
-
-    def __init__(self, worker: Worker, name: str) -> None:
-        self._worker, self._name = worker, name
-
-    def burst(self, *, min_runs: int, min_seconds: float, max_runs: int, lead_in_seconds: float) -> list[float]:
-        """Milliseconds of each timed run; see `cspdeploy.check.burst.run_burst`. The time limit is for each run."""
-        samples: list[float] = self._worker.ask(
-            "burst", self._name, min_runs, min_seconds, max_runs, lead_in_seconds, doing="running"
-        )
-        return samples
-
-
 class Worker:
     """A session in a child process. The child starts at once; every method but the constructor waits for it.
 
@@ -149,14 +136,21 @@ class Worker:
         outputs: Outputs = self.ask("run", dict(feeds), doing="running")
         return outputs
 
-    def bind(self, feeds: Feeds, *, name: str = "", copies: bool = False) -> BoundCall:
+    def bind(self, feeds: Feeds, *, name: str = "", copies: bool = False, rotate: bool = False) -> BoundCall:
         """Put inputs in place, to be timed by `burst`. Bindings of other names stay. Raises as `wait_opened`.
 
         Args:
             copies: bring the inputs to the device and the outputs back in every run.
+            rotate: on a GPU, take turns with other inputs made of these, so many that its cache holds none of them
+                when its turn comes; see `cspdeploy.check.rotation`. Elsewhere nothing changes.
+
+        Raises:
+            ValueError: both.
         """
-        self.ask("bind", name, dict(feeds), copies, doing="running")
-        return BoundCall(self, name)
+        if copies and rotate:
+            raise ValueError("copies and rotate: inputs that are brought anew in every run are not rotated")
+        inputs = self.ask("bind", name, dict(feeds), copies, rotate, doing="running")
+        return BoundCall(self, name, inputs=inputs)
 
     def burst(self, *, min_runs: int, min_seconds: float, max_runs: int, lead_in_seconds: float) -> list[float]:
         """Time the inputs that were bound without a name. Raises as `wait_opened`."""
@@ -238,7 +232,10 @@ class Worker:
             elif kind == "failed":
                 raise EngineError(content[0])
             else:
-                raise _REFUSALS[kind](content[0], fix=content[1])
+                refused = _REFUSALS[kind](content[0], fix=content[1])
+                if kind == "memory":
+                    self._fail(refused)  # what it had allocated goes with its process
+                raise refused
 
     def _crash(self, doing: str) -> WorkerCrashedError:
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cspdeploy.check.burst import run_burst
+from cspdeploy.check.rotation import rotated_sets
 from cspdeploy.check.worker import Opened
 from cspdeploy.core.errors import EXIT_NO_ENGINE, CspDeployError, DeviceMemoryError, InputError, RuntimeUnavailableError
 from cspdeploy.core.types import MemoryUse
@@ -39,6 +40,7 @@ class _Child:
 
     def open(self, runtime_name: str, request: SessionRequest) -> Opened:
         runtime = all_runtimes()[runtime_name]
+        self._on_gpu, self._gpu_index = runtime.device == "cuda", request.cuda.device
         started = time.perf_counter()
         _import_engine(runtime)
         imported = time.perf_counter()
@@ -62,22 +64,31 @@ class _Child:
         self._note_first_run(started)
         return outputs
 
-    def bind(self, name: str, feeds: Feeds, copies: bool) -> None:
+    def bind(self, name: str, feeds: Feeds, copies: bool, rotate: bool) -> str:
         def compute_with_copies() -> None:
             self._session.run(feeds)
 
+        bind_sets = getattr(self._session, "bind_sets", None)
+        if rotate and self._on_gpu and bind_sets is not None:
+            rotated = rotated_sets(feeds, l2_bytes=_l2_bytes(self._gpu_index))
+            self._calls[name] = bind_sets(rotated.sets)
+            return rotated.words
         self._calls[name] = compute_with_copies if copies else self._session.bind(feeds)
+        return ""
 
-    def burst(self, name: str, min_runs: int, min_seconds: float, max_runs: int, lead_in_seconds: float) -> list[float]:
-        call = self._calls[name]
+    def burst(
+        self, name: str, min_runs: int, min_seconds: float, max_runs: int, lead_in_seconds: float
+    ) -> tuple[list[float], list[float]]:
+        call, device_ms = self._calls[name], list[float]()
         if self._first_run_ms is None:
             started = time.perf_counter()
             call()
             self._note_first_run(started)
-        return run_burst(
+        samples = run_burst(
             call, clock=time.perf_counter, min_runs=min_runs, min_seconds=min_seconds, max_runs=max_runs,
-            lead_in_seconds=lead_in_seconds, between=self._say_alive,
+            lead_in_seconds=lead_in_seconds, between=self._say_alive, device_ms=device_ms,
         )  # fmt: skip
+        return samples, device_ms
 
     def first_run_ms(self) -> float | None:
         return self._first_run_ms
@@ -94,6 +105,12 @@ class _Child:
             raise InputError("this runtime has no profile of its nodes", fix="--runtime ort-cpu")
         nodes: tuple[ProfiledNode, ...] = end()
         return nodes
+
+    def kernels(self, name: str, num_runs: int) -> tuple[tuple[ProfiledNode, ...], float]:
+        from cspdeploy.runtimes.kernels import busy_ms, profile_kernels
+
+        nodes = profile_kernels(self._calls[name], num_runs)
+        return nodes, busy_ms(nodes)
 
     def answer(self, work: Callable[[], object]) -> None:
         """Do the work and send what came of it. The time limit runs until then."""
@@ -133,6 +150,16 @@ def _import_engine(runtime: Runtime) -> None:
         except (ImportError, OSError) as error:
             reason = str(error).split("\n")[0][:200]
             raise RuntimeUnavailableError(f"{module} cannot be imported ({reason})", fix="cspdeploy doctor") from error
+
+
+def _l2_bytes(device: int) -> int:
+    """Of that GPU's cache; 0 where its driver does not tell."""
+    from cspdeploy.runtimes.cuda_driver import CudaDevice
+
+    try:
+        return int(CudaDevice(device).l2_bytes)
+    except CspDeployError:
+        return 0
 
 
 def _status_bytes(key: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from cspdeploy.check.subject import Subject
 
 __all__ = ["register"]
+
+ConvSearch = Literal["heuristic", "exhaustive", "default"]  # as in cspdeploy.runtimes.base, which loads numpy
 
 DEFAULT_FOLDER = Path("exported")
 MAX_THREADS_A_CPU = 8
@@ -57,6 +59,27 @@ def bench(
     threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of each engine; 0: its default.")] = 0,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also images a second over batch and threads.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Also where the time goes, by operator and node.")] = False,
+    variants: Annotated[
+        bool, typer.Option("--variants", help="Also every way to set a runtime: layouts, FP16, compiled, CUDA graph.")
+    ] = False,
+    variant: Annotated[
+        list[str] | None, typer.Option("--variant", help="Also this way to set a runtime, such as nhwc; repeatable.")
+    ] = None,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Also each runtime on a GPU with its run captured as a CUDA graph.")
+    ] = False,
+    device: Annotated[
+        int | None, typer.Option("--device", min=0, help="Index of the GPU, as CUDA counts them.", show_default="0")
+    ] = None,
+    conv_search: Annotated[
+        ConvSearch, typer.Option("--conv-search", help="On a GPU, how cuDNN's algorithms are found.")
+    ] = "heuristic",
+    tf32: Annotated[
+        bool, typer.Option("--tf32/--no-tf32", help="On a GPU, round float32 products to TF32, as in use.")
+    ] = True,
+    rotate: Annotated[
+        bool, typer.Option("--rotate/--no-rotate", help="On a GPU, take turns with inputs that its cache cannot hold.")
+    ] = True,
     time_limit: Annotated[
         float, typer.Option("--time-limit", min=1.0, help="Seconds for opening a session, and for each run.")
     ] = 120.0,
@@ -76,7 +99,8 @@ def bench(
     _require_sane(threads)
     settings = BenchSettings(
         runtimes=tuple(runtime or ()), batch=batch, num_threads=threads, sweep=sweep, profile=profile,
-        time_limit_s=time_limit,
+        time_limit_s=time_limit, every_variant=variants, variants=tuple(variant or ()), cuda_graph=cuda_graph,
+        device=device, conv_search=conv_search, tf32=tf32, rotate=rotate,
         latency=latency.LatencySettings(min_runs=min_runs, min_seconds=min_seconds, max_seconds=max_seconds),
     )  # fmt: skip
     groups = _groups(places or [])

@@ -89,6 +89,18 @@ def verify(
     time_limit: Annotated[
         float, typer.Option("--time-limit", min=1.0, help="Seconds that an engine has for one answer.")
     ] = 120.0,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            "--repeats",
+            help="Runs of one input in each session, all held against the first: 0, or 2 to 1000. On a GPU 10 by "
+            "default, on a CPU none.",
+        ),
+    ] = None,
+    device: Annotated[
+        int | None,
+        typer.Option("--device", help="Index of the GPU to use, as CUDA counts those that it shows here."),
+    ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the rows as JUnit XML, for a CI server.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> int:
@@ -105,6 +117,7 @@ def verify(
         runtimes=tuple(runtime or ()), latency=_latency() if latency else None,
         accuracy=_labelled(accuracy, folders) if accuracy else None,
         tolerances=parse_tolerances(tolerance or []), strict_placement=strict_placement, time_limit_s=time_limit,
+        repeats=repeats, device=device,
     )  # fmt: skip
     _require_sense(files, folders, against=against, images=images, preprocess=preprocess)
     old = _old_bundle(against, folders[0]) if against is not None and folders else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -40,8 +41,19 @@ def compare(
         typer.Option("--runtime", "-r", help="Runtime to time on; may be repeated. All that are here by default."),
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", help="Images a call; may be repeated. 1 and 8 by default.")
+        list[int] | None,
+        typer.Option("--batch", help="Images a call; may be repeated. 1 and 8 by default, on GPUs 1 and 32."),
     ] = None,
+    regimes: Annotated[
+        str | None,
+        typer.Option(
+            "--regimes",
+            metavar="all|NAME,...",
+            help="How the runtimes are set: plain, channels-last, compile, ... By default plain; all on GPUs with "
+            "--paper.",
+        ),
+    ] = None,
+    device: Annotated[int | None, typer.Option("--device", help="Index of the GPU; the first by default.")] = None,
     size: Annotated[
         str | None, typer.Option("--size", help="Input size of both in pixels, H or HxW; the larger of their own.")
     ] = None,
@@ -58,13 +70,16 @@ def compare(
     from cspdeploy.check.latency import LatencySettings
 
     settings = LatencySettings(min_runs=min_runs, min_seconds=min_seconds)
-    batches, runtimes = tuple(batch or (1, 8)), tuple(runtime or ())
+    timing = _Timing(
+        batches=tuple(batch) if batch else None, runtimes=tuple(runtime or ()), regimes=_parse_regimes(regimes),
+        device=device, calibration=calib, settings=settings,
+    )  # fmt: skip
+    timed_with = {"--runtime": runtime, "--batch": batch, "--regimes": regimes, "--device": device, "--calib": calib}
     if paper:
         _refuse_with_paper({"A": a, "B": b, "--size": size, "--plot": plot})
         if not latency:
-            _refuse_without_latency({"--runtime": runtime, "--batch": batch, "--calib": calib})
-        return _check_paper(latency=bool(latency), runtimes=runtimes, batches=batches, calib=calib, settings=settings,
-                            json_=json_)  # fmt: skip
+            _refuse_without_latency(timed_with)
+        return _check_paper(latency=bool(latency), timing=timing, json_=json_)
     if a is None or b is None:
         raise InputError(f"compare: got {'one name' if a else 'no name'}, expected two", fix="cspdeploy compare A B")
     if plot is not None:
@@ -73,10 +88,7 @@ def compare(
         check_plot(plot)
     from cspdeploy.pipeline.compare import CompareRequest, compare_models
 
-    request = CompareRequest(
-        a=a, b=b, models=models, size_px=parse_size(size), batches=batches, latency=latency is not False,
-        runtimes=runtimes, calibration=calib, settings=settings,
-    )  # fmt: skip
+    request = CompareRequest(a=a, b=b, models=models, size_px=parse_size(size), latency=latency is not False, **timing)
     with progress_bar("compare") as progress:
         report = compare_models(request, progress=progress)
     if json_:
@@ -98,23 +110,39 @@ def _refuse_with_paper(options: dict[str, object]) -> None:
         raise InputError(f"--paper: takes no {', '.join(given)}", fix="cspdeploy compare --paper")
 
 
-def _refuse_without_latency(options: dict[str, object]) -> None:
-    given = [name for name, value in options.items() if value]
+def _refuse_without_latency(options: Mapping[str, object]) -> None:
+    given = [name for name, value in options.items() if value is not None and value != []]
     if given:
         raise InputError(f"{given[0]}: only for --paper with --latency", fix="cspdeploy compare --paper --latency")
 
 
-def _check_paper(
-    *, latency: bool, runtimes: tuple[str, ...], batches: tuple[int, ...], calib: Path | None,
-    settings: LatencySettings, json_: bool,
-) -> int:  # fmt: skip
+class _Timing(TypedDict):
+    """What is measured of times, of two networks and of the claims alike."""
+
+    batches: tuple[int, ...] | None
+    runtimes: tuple[str, ...]
+    regimes: tuple[str, ...]
+    device: int | None
+    calibration: Path | None
+    settings: LatencySettings
+
+
+def _parse_regimes(given: str | None) -> tuple[str, ...]:
+    """Names apart by commas, each once; some of them have spaces."""
+    if given is None:
+        return ()
+    names = tuple(dict.fromkeys(" ".join(name.split()) for name in given.split(",") if name.strip()))
+    if not names:
+        raise InputError("--regimes: got no name, expected all or names apart by commas", fix="--regimes all")
+    return names
+
+
+def _check_paper(*, latency: bool, timing: _Timing, json_: bool) -> int:
     """That a claim does not hold is a finding, not a failure of this command: exit 0."""
     from cspdeploy.pipeline.paper import PaperRequest, check_claims
     from cspdeploy.report.compare import render_paper
 
-    request = PaperRequest(
-        latency=latency, runtimes=runtimes, batches=batches, calibration=calib, settings=settings
-    )  # fmt: skip
+    request = PaperRequest(latency=latency, **timing)
     with progress_bar("compare") as progress:
         report = check_claims(request, progress=progress)
     if json_:

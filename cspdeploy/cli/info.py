@@ -35,6 +35,9 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     artifact: Annotated[str, typer.Option("--artifact", help=f"One of {', '.join(ARTIFACT_KINDS)}.")] = "onnx",
     runtime: Annotated[str, typer.Option("--runtime", "-r", help="Runtime to use.")] = "ort-cpu",
+    device: Annotated[
+        int | None, typer.Option("--device", min=0, help="GPU to run on, with --runtime ort-cuda; else the first.")
+    ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Classes to show for each image.")] = 3,
     score: Annotated[
         float | None, typer.Option("--score-threshold", help="Detector: boxes score more; else as exported.")
@@ -55,7 +58,7 @@ def predict(
 
     options = {"score": score, "iou": iou, "max_detections": max_detections}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    with Predictor.open(bundle, artifact=artifact, runtime=runtime) as predictor:
+    with Predictor.open(bundle, artifact=artifact, runtime=runtime, device=device) as predictor:
         if predictor.task == "detect":
             asked = context.get_parameter_source("top")
             if asked is not None and asked.name == "COMMANDLINE":

@@ -28,8 +28,8 @@ def check(
 ) -> int:
     """Hold an ONNX file against what a runtime takes: opset, IR, operators, shapes, types. Exit 1 if it does not.
 
-    Targets: ort-1.10, ort-1.12, ort-1.14, ort-1.16, opencv-4, opencv-4.11, tensorrt-8.6, tensorrt-10, openvino,
-    ort-web, ort-mobile, coreml-via-ort and nnapi-via-ort
+    Targets: ort-1.10, ort-1.12, ort-1.14, ort-1.16, ort-cuda, opencv-4, opencv-4.11, tensorrt-8.6, tensorrt-10,
+    openvino, ort-web, ort-mobile, coreml-via-ort and nnapi-via-ort
     """
     from cspdeploy.check.lint import lint_file
     from cspdeploy.core.targets import TARGETS, find_target

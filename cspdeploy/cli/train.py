@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import enum
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cspdeploy.cli.build import Json, Models
 from cspdeploy.cli.qat import fine_tune, require_own_size, require_plain
-from cspdeploy.cli.render import print_json, print_renderable, progress_bar
+from cspdeploy.cli.render import print_json, print_renderable
+from cspdeploy.cli.train_workers import (
+    WorkerExit,
+    end_silently,
+    must_launch,
+    recorded_command,
+    require_one,
+    run_workers,
+    training_workers,
+)
 from cspdeploy.core.errors import EXIT_OK, InterruptedRunError
 
+if TYPE_CHECKING:
+    from cspdeploy.cli.render import Progress
+    from cspdeploy.train.workers import Workers
+
 __all__ = ["register"]
+
+
+class Device(enum.StrEnum):
+    """Where training computes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +75,14 @@ def train(
         int | None,
         typer.Option("--size", min=16, max=1024, help="Side of the input in pixels; the data set's own by default."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of weights, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights, order and augmentation.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes that train together, each on a slice of every batch."),
+    ] = None,
+    device: Annotated[
+        Device | None, typer.Option("--device", help="A GPU for each worker where there is any, by default.")
+    ] = None,
     qat: Annotated[
         bool, typer.Option("--qat", help="Fine-tune a trained model for INT8; its float weights stay as they are.")
     ] = False,
@@ -79,40 +107,59 @@ def train(
     command = shlex.join(["cspdeploy", *(word for word in sys.argv[1:] if word not in ("--resume", "--overwrite"))])
     given = {"epochs": epochs, "batch": batch, "max_learning_rate": learning_rate}
     recipe: dict[str, Any] = {name: value for name, value in given.items() if value is not None} | {"seed": seed}
+    command = recorded_command(command)
     tuning = {"--epoch-steps": epoch_steps, "--target": target, "--calib": calib}
     try:
         if qat:
             require_own_size(size)
+            require_one(workers, device)
             return fine_tune(
                 model, models=models, data=data, calibration=calib, target=target, command=command, resume=resume,
                 overwrite=overwrite, recipe=recipe, epoch_steps=epoch_steps, json_=json_,
             )  # fmt: skip
         data = require_plain(data, tuning)
-        from cspdeploy.cli.train_detector import is_detector, train_boxes
-
-        if is_detector(model):
-            return train_boxes(
+        if workers is not None and must_launch(workers):
+            return run_workers(workers)
+        with training_workers(device) as (joined, progress):
+            return _train(
                 model, data=data, models=models, recipe=recipe, size_px=size, command=command, resume=resume,
-                overwrite=overwrite, json_=json_,
+                overwrite=overwrite, workers=joined, progress=progress, json_=json_,
             )  # fmt: skip
-        from cspdeploy.train.job import train_model
-        from cspdeploy.train.loop import Recipe
-
-        with progress_bar("train") as progress:
-            report = train_model(
-                model, data=data, models=models, recipe=Recipe(**recipe), size_px=size, command=command, resume=resume,
-                overwrite=overwrite, progress=progress,
-            )  # fmt: skip
+    except WorkerExit as error:
+        return end_silently(error.code)
     except KeyboardInterrupt as error:
         kept = any(models.glob(".*.run/checkpoint.pt"))
         message = "interrupted; finished epochs are kept" if kept else "interrupted before the first epoch was finished"
         raise InterruptedRunError(message, fix=f"{command} --resume" if kept else command) from error
+
+
+def _train(
+    model: str, *, data: str, models: Path, recipe: dict[str, Any], size_px: int | None, command: str, resume: bool,
+    overwrite: bool, workers: Workers, progress: Progress, json_: bool,
+) -> int:  # fmt: skip
+    """A detector or a classifier; of several workers the first one prints what came of it."""
+    from cspdeploy.cli.train_detector import is_detector, train_boxes
+
+    if is_detector(model):
+        return train_boxes(
+            model, data=data, models=models, recipe=recipe, size_px=size_px, command=command, resume=resume,
+            overwrite=overwrite, workers=workers, progress=progress, json_=json_,
+        )  # fmt: skip
+    from cspdeploy.train.job import train_model
+    from cspdeploy.train.loop import Recipe
+
+    report = train_model(
+        model, data=data, models=models, recipe=Recipe(**recipe), size_px=size_px, command=command, resume=resume,
+        overwrite=overwrite, workers=workers, progress=progress,
+    )  # fmt: skip
+    if not workers.is_first:
+        return EXIT_OK
     if json_:
         print_json(report)
-    else:
-        accuracy = report.accuracy
-        print_renderable(
-            f"{report.folder}: top-1 {100 * accuracy.top1:.2f} %, top-5 {100 * accuracy.top5:.2f} % "
-            f"on {accuracy.num_images} images of {accuracy.dataset}"
-        )
+        return EXIT_OK
+    accuracy = report.accuracy
+    print_renderable(
+        f"{report.folder}: top-1 {100 * accuracy.top1:.2f} %, top-5 {100 * accuracy.top5:.2f} % "
+        f"on {accuracy.num_images} images of {accuracy.dataset}"
+    )
     return EXIT_OK

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cspdeploy.cli.render import print_json, print_renderable, progress_bar
+from cspdeploy.cli.render import print_json, print_renderable
 from cspdeploy.core.errors import EXIT_OK, InputError
+
+if TYPE_CHECKING:
+    from cspdeploy.cli.render import Progress
+    from cspdeploy.train.workers import Workers
 
 __all__ = ["is_detector", "train_boxes"]
 
@@ -31,9 +35,9 @@ def is_detector(model: str) -> bool:
 
 def train_boxes(
     model: str, *, data: str, models: Path, recipe: dict[str, Any], size_px: int | None, command: str, resume: bool,
-    overwrite: bool, json_: bool,
+    overwrite: bool, workers: Workers, progress: Progress, json_: bool,
 ) -> int:  # fmt: skip
-    """Train a detector and print what came of it; the exit code.
+    """Train a detector and, as the first of the workers, print what came of it; the exit code.
 
     Args:
         recipe: fields of `cspdeploy.train.detect_loop.DetectionRecipe` that are not as they are by default.
@@ -45,11 +49,12 @@ def train_boxes(
     from cspdeploy.train.detect_loop import DetectionRecipe
 
     spec = detector_spec(model, size_px=size_px)
-    with progress_bar("train") as progress:
-        report = train_detection_model(
-            spec, data=Path(data), models=models, recipe=dataclasses.replace(DetectionRecipe(), **recipe),
-            command=command, resume=resume, overwrite=overwrite, progress=progress,
-        )  # fmt: skip
+    report = train_detection_model(
+        spec, data=Path(data), models=models, recipe=dataclasses.replace(DetectionRecipe(), **recipe),
+        command=command, resume=resume, overwrite=overwrite, workers=workers, progress=progress,
+    )  # fmt: skip
+    if not workers.is_first:
+        return EXIT_OK
     if json_:
         print_json(report)
         return EXIT_OK

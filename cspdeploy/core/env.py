@@ -7,6 +7,9 @@ import os
 import platform
 from pathlib import Path
 
+from cspdeploy.core.gpu_facts import describe_gpus
+from cspdeploy.core.gpu_visible import see_gpus
+
 __all__ = [
     "available_bytes", "clock_mhz", "cpu_flags", "cpu_governor", "cpu_model", "describe_environment",
     "num_usable_cpus", "other_machine",
@@ -138,8 +141,15 @@ def _read(path: Path) -> str:
         return ""
 
 
+def _describe_visible_gpus() -> dict[str, str]:
+    """Of the GPUs that CUDA shows to this process, in its order; empty where there is none."""
+    seen = see_gpus()
+    facts = describe_gpus(seen.gpus)
+    return {**facts, "gpu_visible": seen.setting} if facts and seen.setting is not None else facts
+
+
 def describe_environment() -> dict[str, str]:
-    """One flat record for reports: system, CPU, what its speed depends on, load, versions."""
+    """One flat record for reports: system, CPU, what its speed depends on, load, GPU where there is one, versions."""
     load = f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
     mhz = clock_mhz()
     return {
@@ -154,5 +164,6 @@ def describe_environment() -> dict[str, str]:
         "cpu_governor": cpu_governor() or "unknown",
         "clock_mhz": f"{mhz:.0f}" if mhz else "unknown",
         "load_1min": load,
+        **_describe_visible_gpus(),
         **tool_versions(),
     }

@@ -338,7 +338,7 @@ class ParityRow:
     repeats: Repeats | None = None
     """The same input again and again, where that was asked for; always on a GPU."""
     rounding_rel_l2: float | None = None
-    """Of an FP16 file on a device that computes in FP16: distance to the same graph computed in float64 with every
+    """Of an FP16 file on a device that computes in FP16: distance to the same graph computed in float32 with every
     node's result rounded to FP16, which is as near as such arithmetic can be expected to come."""
     settings: dict[str, str] = field(default_factory=dict)
     """What the engine says that the session was opened with: TF32, algorithm search, layout, streams."""

@@ -80,6 +80,7 @@ def _add_common(parser: argparse.ArgumentParser, *, runtime: str) -> None:
     parser.add_argument(
         "--runtime", default=runtime, metavar="R", help="ort-cpu, ort-cuda, openvino, ... (default: ort-cpu)"
     )
+    parser.add_argument("--device", type=int, metavar="N", help="GPU to run on, with --runtime ort-cuda (default: 0)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the engine (default: it chooses)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -96,7 +97,7 @@ def selftest(given: argparse.Namespace) -> int:
 
     request = SelftestRequest(
         artifacts=tuple(given.artifact), runtime=given.runtime, latency=not given.no_latency, key=given.key,
-        num_threads=given.threads,
+        num_threads=given.threads, device=given.device,
     )  # fmt: skip
     remark = ""
     if given.key is not None and given.bundle.suffix.lower() == PROGRAM_SUFFIX:
@@ -116,8 +117,9 @@ def _predict(given: argparse.Namespace) -> int:
 
     with opened_bundle(given.bundle) as place:
         opened = Predictor.open(
-            place, artifact=given.artifact, runtime=given.runtime, num_threads=given.threads, key=given.key
-        )
+            place, artifact=given.artifact, runtime=given.runtime, num_threads=given.threads, key=given.key,
+            device=given.device,
+        )  # fmt: skip
         with opened as predictor:
             return answer(predictor, given.images, top=given.top, json_=given.json, boxes=box_options(given))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cspdeploy.core.errors import CspDeployError, InputError
+from cspdeploy.core.errors import CspDeployError, DeviceMemoryError, InputError
 from cspdeploy.edge.opening import OpenedArtifact
 
 __all__ = ["Calls"]
@@ -75,7 +75,8 @@ class Calls:
         """The artifact's own input to its outputs, as the engine gives them.
 
         Raises:
-            InputError: the engine gave up, or this was closed.
+            InputError: the engine gave up, the device has no room (`DeviceMemoryError`), or this was closed.
+            RuntimeUnavailableError: the device was lost.
         """
         opened = self.opened
         try:
@@ -84,8 +85,27 @@ class Calls:
         except CspDeployError:
             raise
         except Exception as error:  # engines' exceptions share no base class but this one
+            known = _known(error, opened, num_images=len(x))
+            if known is not None:
+                raise known from error
             told = " ".join(str(error).split())[-MAX_REASON:]
             raise InputError(
                 f"{opened.path}: {opened.runtime.name} cannot compute it ({told})",
                 fix=f"python -m cspdeploy.edge selftest {opened.path.parent}",
             ) from error
+
+
+def _known(error: Exception, opened: OpenedArtifact, *, num_images: int) -> CspDeployError | None:
+    """What an error of a GPU says in one line: no room for so many images, or no device any more; else None."""
+    if opened.runtime.device != "cuda":
+        return None
+    from cspdeploy.runtimes.cuda_errors import told  # what a device without a GPU does not need is not loaded
+
+    found = told(error, doing=f"{opened.path.name} on {opened.runtime.name}", batch=num_images)
+    if isinstance(found, DeviceMemoryError) and num_images > 1 and opened.batch is None:
+        found.fix = f"give {num_images // 2} images at a time, or take another GPU: --device N"
+    elif isinstance(found, DeviceMemoryError):
+        found.fix = "nvidia-smi, to see what else holds it, or take another GPU: --device N"
+        if num_images > 1:
+            found.fix = f"an artifact of batch {num_images // 2}: cspdeploy export MODEL --dynamic-batch; {found.fix}"
+    return found

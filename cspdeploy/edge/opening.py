@@ -17,8 +17,9 @@ from cspdeploy.core.integrity import held_unchanged
 from cspdeploy.core.sizes import base_kind, contract_of
 from cspdeploy.core.spec import Preprocess, Provenance, Task
 from cspdeploy.core.types import Artifact, Frontend, Manifest
+from cspdeploy.edge.engine_options import require_device, require_threads, session_request
 from cspdeploy.runtimes import require_runtime
-from cspdeploy.runtimes.base import Runtime, Session, SessionRequest
+from cspdeploy.runtimes.base import Runtime, Session
 
 if TYPE_CHECKING:
     from cspdeploy.core.card import ModelCard
@@ -30,7 +31,6 @@ __all__ = [
     "of_manifest",
     "open_artifact",
     "open_listed",
-    "require_threads",
 ]
 
 DEFAULT_ARTIFACT = "onnx"
@@ -89,7 +89,7 @@ class OpenedArtifact:
 
 
 def open_artifact(
-    place: Path, *, artifact: str, runtime: str, num_threads: int, key: Path | None = None
+    place: Path, *, artifact: str, runtime: str, num_threads: int, key: Path | None = None, device: int | None = None
 ) -> OpenedArtifact:
     """Open an artifact of a bundle, or a single ONNX file.
 
@@ -99,6 +99,7 @@ def open_artifact(
     Args:
         place: a bundle's folder, its manifest.json, or an ONNX file with a card, which is then the artifact.
         num_threads: as in `SessionRequest`.
+        device: of a runtime on GPUs, as in `CudaOptions`; None: the first.
         key: public key that must have signed the manifest, or None.
 
     Raises:
@@ -108,12 +109,14 @@ def open_artifact(
         RuntimeUnavailableError: the runtime is not here, or did not take the work.
     """
     require_threads(num_threads)
+    if device is not None:
+        require_device(device, require_runtime(runtime))
     try:
         if place.is_file() and place.name != MANIFEST_FILE:
             if key is not None:
                 raise InputError(f"{place}: one file, expected a signed bundle: its signature is in the bundle",
                                  fix="name the bundle's folder")  # fmt: skip
-            return _open_single(place, artifact=artifact, runtime=runtime, num_threads=num_threads)
+            return _open_single(place, artifact=artifact, runtime=runtime, num_threads=num_threads, device=device)
         folder = place.parent if place.name == MANIFEST_FILE and place.is_file() else place
         manifest = _manifest(folder, key)
         small = {record.file for record in manifest.files if record.num_bytes <= SMALL_BYTES}
@@ -121,7 +124,9 @@ def open_artifact(
     except OSError as error:
         raise InputError(f"{place}: {error.strerror or error}", fix="make it readable for this user") from error
     found = find_artifact(folder, manifest, artifact)
-    return open_listed(folder, manifest, found, runtime=require_runtime(runtime), num_threads=num_threads)
+    return open_listed(
+        folder, manifest, found, runtime=require_runtime(runtime), num_threads=num_threads, device=device
+    )
 
 
 def _manifest(folder: Path, key: Path | None) -> Manifest:
@@ -130,19 +135,6 @@ def _manifest(folder: Path, key: Path | None) -> Manifest:
     from cspdeploy.core.signature import verify_manifest
 
     return verify_manifest(folder, key)[0]
-
-
-def require_threads(num_threads: object) -> None:
-    """Refuse what is no number of threads.
-
-    Raises:
-        InputError: not a whole number, or below 0.
-    """
-    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 0:
-        raise InputError(
-            f"num_threads: got {num_threads!r}, expected a whole number: 0 (as the engine likes) or more",
-            fix="--threads 0",
-        )
 
 
 def find_artifact(folder: Path, manifest: Manifest, kind: str) -> Artifact:
@@ -166,8 +158,9 @@ def _nearest(kind: str, kinds: list[str]) -> str:
 
 
 def open_listed(
-    folder: Path, manifest: Manifest, artifact: Artifact, *, runtime: Runtime, num_threads: int = 0
-) -> OpenedArtifact:
+    folder: Path, manifest: Manifest, artifact: Artifact, *, runtime: Runtime, num_threads: int = 0,
+    device: int | None = None,
+) -> OpenedArtifact:  # fmt: skip
     """Open an artifact of a bundle whose hash is compared here and now.
 
     Raises:
@@ -180,7 +173,7 @@ def open_listed(
     path = folder / artifact.file
     _import_meanwhile(runtime)
     with held_unchanged(folder, (artifact.file, artifact.sha256, artifact.num_bytes)):
-        session = runtime.open(SessionRequest(path=path, outputs=names, num_threads=num_threads))
+        session = runtime.open(session_request(path, names, num_threads=num_threads, device=device))
     return of_manifest(manifest, artifact, path=path, runtime=runtime, session=session)
 
 
@@ -228,7 +221,7 @@ def find_card(path: Path) -> ModelCard | None:
     return read_card(read_message(path, metadata), name=str(path))
 
 
-def _open_single(path: Path, *, artifact: str, runtime: str, num_threads: int) -> OpenedArtifact:
+def _open_single(path: Path, *, artifact: str, runtime: str, num_threads: int, device: int | None) -> OpenedArtifact:
     """One dropped file. Who made it, only a bundle can tell; what it takes, its card does."""
     from cspdeploy.core.catalog import ARTIFACT_KINDS
 
@@ -248,7 +241,7 @@ def _open_single(path: Path, *, artifact: str, runtime: str, num_threads: int) -
         raise InputError(f"{path}: its card calls it '{card.artifact}', which is unknown here", fix="update cspdeploy")
     engine = require_runtime(runtime)
     _require_reads(engine, card.artifact, format_="onnx", precision=kind.precision)
-    session = engine.open(SessionRequest(path=path, outputs=card.outputs, num_threads=num_threads))
+    session = engine.open(session_request(path, card.outputs, num_threads=num_threads, device=device))
     inputs: dict[str, tuple[int | str, ...]] = getattr(session, "inputs", {})
     if len(inputs) != 1 or len(next(iter(inputs.values()))) != 4:
         raise InputError(f"{path}: takes {inputs or 'no inputs'}, expected one of 4 dimensions, images", fix="")

@@ -52,6 +52,7 @@ class Predictor(ArtifactFacts):
         num_threads: int = 0,
         channel_order: str = "rgb",
         key: str | os.PathLike[str] | None = None,
+        device: int | None = None,
     ) -> Predictor:
         """Open an artifact of a bundle. Needs no write access anywhere.
 
@@ -69,6 +70,7 @@ class Predictor(ArtifactFacts):
             channel_order: of the arrays that the application gives: "rgb", or "bgr" as OpenCV has them. Image files
                 need no word of it, whatever order the network was trained with.
             key: file of the Ed25519 public key that must have signed the bundle; None asks for no signature.
+            device: of a runtime on GPUs, which of those that CUDA shows to this process; None: the first.
 
         Raises:
             InputError: not a bundle, no such artifact in it, or the runtime does not read it; a key that is none.
@@ -80,7 +82,7 @@ class Predictor(ArtifactFacts):
         if not isinstance(bundle, (str, os.PathLike)):
             raise InputError(f"bundle: got {type(bundle).__name__}, expected a path", fix="name the bundle's folder")
         opened = open_artifact(
-            Path(bundle), artifact=artifact, runtime=runtime, num_threads=num_threads,
+            Path(bundle), artifact=artifact, runtime=runtime, num_threads=num_threads, device=device,
             key=Path(key) if key is not None else None,
         )  # fmt: skip
         return cls(opened, channel_order=order)

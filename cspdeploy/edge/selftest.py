@@ -23,12 +23,15 @@ from cspdeploy.core.manifest import file_names, parse_manifest
 from cspdeploy.core.sizes import at_size, golden_file, size_of, sizes_of
 from cspdeploy.core.timings import Timings, read_timings
 from cspdeploy.core.types import Manifest
+from cspdeploy.edge.engine_options import require_device, require_threads
 from cspdeploy.edge.images import Feed
-from cspdeploy.edge.opening import OpenedArtifact, open_listed, require_threads
+from cspdeploy.edge.opening import OpenedArtifact, open_listed
 from cspdeploy.edge.selftest_checks import check_golden, check_preprocess, check_provider, measure_median
 from cspdeploy.edge.selftest_contract import check_contract
-from cspdeploy.edge.selftest_plan import Planned, plan_artifacts
+from cspdeploy.edge.selftest_plan import ONNX_RUNTIME, Planned, plan_artifacts
+from cspdeploy.edge.selftest_repeats import check_repeats
 from cspdeploy.edge.selftest_report import CheckRow, LatencyRow, SelftestReport
+from cspdeploy.runtimes import require_runtime
 
 __all__ = ["SelftestRequest", "run_selftest"]
 
@@ -46,6 +49,7 @@ class SelftestRequest:
         latency: measure it, too.
         key: public key that must have signed the bundle, or None.
         num_threads: of the engine in one call; 0: as it chooses.
+        device: GPU to run on, of those that CUDA shows to this process; None: the first. For a runtime on GPUs alone.
     """
 
     artifacts: tuple[str, ...] = ()
@@ -53,6 +57,7 @@ class SelftestRequest:
     latency: bool = True
     key: Path | None = None
     num_threads: int = 0
+    device: int | None = None
 
 
 def run_selftest(bundle: Path, request: SelftestRequest | None = None) -> SelftestReport:
@@ -68,6 +73,8 @@ def run_selftest(bundle: Path, request: SelftestRequest | None = None) -> Selfte
     """
     asked = request or SelftestRequest()
     require_threads(asked.num_threads)
+    if asked.device is not None:
+        require_device(asked.device, require_runtime(asked.runtime or ONNX_RUNTIME))
     folder = bundle.parent if bundle.name == MANIFEST_FILE else bundle
     if folder.is_file():
         raise InputError(
@@ -123,7 +130,7 @@ class _Selftest:
             bundle=str(self._folder), model=self._manifest.spec.name,
             time_utc=self._began.isoformat(timespec="seconds"), host=platform.node(), requested={
                 "artifacts": list(self._asked.artifacts), "runtime": self._asked.runtime,
-                "threads": self._asked.num_threads,
+                "threads": self._asked.num_threads, "device": self._asked.device,
             },
             manifest_sha256=self.manifest_sha256,
             untrained=self._manifest.spec.provenance.untrained, checks=tuple(checks), latency=tuple(self._latency),
@@ -157,14 +164,14 @@ class _Selftest:
         try:
             opened = open_listed(
                 self._folder, self._manifest, planned.artifact, runtime=planned.runtime,
-                num_threads=self._asked.num_threads,
+                num_threads=self._asked.num_threads, device=self._asked.device,
             )  # fmt: skip
             recorded = self._timings.find(opened.kind, opened.runtime.name) if self._timings is not None else None
             found = check_golden(
                 opened, planned.artifact, golden, self._manifest,
                 recorded_rel_l2=recorded.rel_l2 if recorded is not None else None,
             )  # fmt: skip
-            checks = [check_provider(opened), found]
+            checks = [check_provider(opened), check_repeats(found, opened, golden)]
             if self._asked.latency and planned.runtime.timed:
                 self._latency.append(self._measure(opened, golden))
         except RuntimeUnavailableError:

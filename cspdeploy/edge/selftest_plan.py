@@ -13,7 +13,7 @@ from cspdeploy.edge.opening import find_artifact
 from cspdeploy.runtimes import all_runtimes, require_runtime
 from cspdeploy.runtimes.base import Runtime
 
-__all__ = ["Planned", "plan_artifacts"]
+__all__ = ["ONNX_RUNTIME", "Planned", "plan_artifacts"]
 
 ONNX_RUNTIME = "ort-cpu"
 

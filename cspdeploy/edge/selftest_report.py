@@ -29,6 +29,9 @@ class CheckRow:
         rel_l2, limit, max_abs, top1_agreement, num_images: of the comparison; None where nothing was compared.
         boxes: of a detector, how many the original finds ("expected"), the artifact finds ("found"), and both do
             ("matched"), of those that score clearly above the threshold; else empty.
+        num_runs: how often the same images were computed on the same session, and no output was NaN or infinite; None
+            where they were not computed again.
+        run_difference: largest absolute difference of a later run from the first; None where it is not known.
         recorded_rel_l2: of the same artifact and engine where the bundle was verified; None where none was recorded.
         provider, placement: where the session runs, and how many nodes are on which provider.
         nodes_elsewhere: the first nodes that are not on the provider that was asked for; `reason` tells how many.
@@ -46,6 +49,8 @@ class CheckRow:
     max_abs: float | None = None
     top1_agreement: float | None = None
     num_images: int | None = None
+    num_runs: int | None = None
+    run_difference: float | None = None
     boxes: dict[str, int] = field(default_factory=dict)
     provider: str = ""
     placement: dict[str, int] = field(default_factory=dict)
@@ -88,7 +93,8 @@ class SelftestReport:
     host: str = ""
     """The device's name, as the system has it."""
     requested: dict[str, Any] = field(default_factory=dict)
-    """"artifacts" (empty: all), "runtime" (empty: what reads them), "threads" (0: as the engine chooses)."""
+    """"artifacts" (empty: all), "runtime" (empty: what reads them), "threads" (0: as the engine chooses), "device" (a
+    GPU's index, or None)."""
     manifest_sha256: str
     """Tells one version of a bundle from another, in a fleet."""
     untrained: bool
@@ -149,6 +155,8 @@ def _detail(row: CheckRow) -> str:
         parts.append(f"{row.boxes['matched']} of {row.boxes['expected']} boxes, {row.boxes['found']} found")
     if row.num_images:
         parts.append(f"{row.num_images} images")
+    if row.run_difference:
+        parts.append(f"runs differ by {row.run_difference:.1e}")
     if row.placement:
         parts.append(", ".join(f"{count} nodes on {name}" for name, count in row.placement.items()))
     elif row.provider:

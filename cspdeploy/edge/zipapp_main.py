@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--artifact", default="", metavar="KIND", help="onnx if it is in here, else the first one")
     parser.add_argument("--runtime", default="ort-cpu", metavar="NAME", help="engine and device (ort-cpu)")
+    parser.add_argument("--device", type=int, metavar="N", help="GPU to run on, with --runtime ort-cuda (0)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the engine; 0: as it chooses (0)")
     return parser
 
@@ -99,15 +100,19 @@ def _predict(arguments: list[str]) -> int:
         raise InputError(f"--top {options.top}: expected at least 1", fix="--top 5")
     if options.threads < 0:
         raise InputError(f"--threads {options.threads}: expected 0 (the engine chooses) or more", fix="--threads 0")
-    with _opened(_archive(), kind=options.artifact, runtime=options.runtime, threads=options.threads) as predictor:
+    engine = {"runtime": options.runtime, "threads": options.threads, "device": options.device}
+    with _opened(_archive(), kind=options.artifact, **engine) as predictor:
         return answer(
             predictor, options.images, top=options.top, json_=options.json, boxes=box_options(options)
         )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _opened(archive: Path, *, kind: str, runtime: str, threads: int) -> Iterator[Predictor]:
+def _opened(
+    archive: Path, *, kind: str, runtime: str, threads: int, device: int | None
+) -> Iterator[Predictor]:  # fmt: skip
     from cspdeploy.core.archive import opened_bundle, packed_manifest
+    from cspdeploy.edge.engine_options import require_device
     from cspdeploy.edge.opening import find_artifact
     from cspdeploy.edge.predictor import Predictor
     from cspdeploy.runtimes import require_runtime
@@ -116,24 +121,29 @@ def _opened(archive: Path, *, kind: str, runtime: str, threads: int) -> Iterator
     kinds = [artifact.kind for artifact in manifest.artifacts]
     artifact = find_artifact(archive, manifest, kind or ("onnx" if "onnx" in kinds else kinds[0]))
     engine = require_runtime(runtime)
+    require_device(device, engine)
     if engine.takes_bytes:
-        with _from_memory(archive, manifest, artifact, runtime=engine, threads=threads) as predictor:
+        with _from_memory(
+            archive, manifest, artifact, runtime=engine, threads=threads, device=device
+        ) as predictor:  # fmt: skip
             yield predictor
         return
     with opened_bundle(archive) as folder:
-        opened = Predictor.open(folder, artifact=artifact.kind, runtime=runtime, num_threads=threads)
+        opened = Predictor.open(folder, artifact=artifact.kind, runtime=runtime, num_threads=threads, device=device)
         with opened as predictor:
             yield predictor
 
 
-def _from_memory(archive: Path, manifest: Manifest, artifact: Artifact, *, runtime: Runtime, threads: int) -> Predictor:
+def _from_memory(
+    archive: Path, manifest: Manifest, artifact: Artifact, *, runtime: Runtime, threads: int, device: int | None
+) -> Predictor:
     import hashlib
 
     from cspdeploy.core.archive import read_entry
     from cspdeploy.core.errors import TamperedError
     from cspdeploy.edge.opening import of_manifest
     from cspdeploy.edge.predictor import Predictor
-    from cspdeploy.runtimes.base import SessionRequest
+    from cspdeploy.runtimes.base import CudaOptions, SessionRequest
 
     if not runtime.reads(format_=artifact.format, precision=artifact.precision):
         raise InputError(f"--runtime {runtime.name}: does not read '{artifact.kind}'", fix="--runtime ort-cpu")
@@ -143,5 +153,6 @@ def _from_memory(archive: Path, manifest: Manifest, artifact: Artifact, *, runti
             f"{archive}: {artifact.file}: not the file of the manifest (SHA-256 differs)", fix="copy the file again"
         )
     path, names = archive / FOLDER / artifact.file, tuple(value.name for value in artifact.outputs)
-    session = runtime.open(SessionRequest(path=path, data=data, outputs=names, num_threads=threads))
+    cuda = CudaOptions(device=device or 0)
+    session = runtime.open(SessionRequest(path=path, data=data, outputs=names, num_threads=threads, cuda=cuda))
     return Predictor(of_manifest(manifest, artifact, path=path, runtime=runtime, session=session))

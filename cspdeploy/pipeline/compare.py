@@ -15,9 +15,11 @@ from cspdeploy.core.env import describe_environment
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import SPEC_FILE, WEIGHTS_FILE
 from cspdeploy.nets.cost import Cost, measure_cost
-from cspdeploy.pipeline.pair_latency import LatencyRow, Prepared, find_images, prepare_side, time_pair
+from cspdeploy.pipeline.pair_latency import LatencyRow, time_pair
+from cspdeploy.pipeline.pair_sides import Prepared, find_images, prepare_side
+from cspdeploy.pipeline.regimes import check_device, check_regimes, common_regimes, default_batches, timed_runtimes
 from cspdeploy.pipeline.sides import AccuracyPair, Side, TrainingPair, find_side, pair_accuracy, pair_training
-from cspdeploy.runtimes import require_runtime
+from cspdeploy.runtimes.base import Runtime
 
 __all__ = ["CompareReport", "CompareRequest", "ComparedSide", "Quantity", "Regime", "check_batches", "compare_models"]
 
@@ -27,15 +29,29 @@ MAX_BATCH = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareRequest:
-    """What to compare, and how. `size_px` None: that of a bundle, else the larger of the two's own sizes."""
+    """What to compare, and how.
+
+    Attributes:
+        size_px: None: that of a bundle, else the larger of the two's own sizes.
+        batches: images a call; None: 1 and 8 on CPUs, 1 and 32 on GPUs.
+        runtimes: names; empty for all that are here.
+        on: "cuda" or "cpu": time on these devices alone; empty for all.
+        regimes: "all", "plain", names of variants; empty for the plain ones.
+        all_on_gpu: where `regimes` is empty: all variants of runtimes on a GPU.
+        device: index of the GPU; None: the first.
+    """
 
     a: str
     b: str
     models: Path = Path("models")
     size_px: tuple[int, int] | None = None
-    batches: tuple[int, ...] = (1, 8)
+    batches: tuple[int, ...] | None = None
     latency: bool = True
     runtimes: tuple[str, ...] = ()
+    on: str = ""
+    regimes: tuple[str, ...] = ()
+    all_on_gpu: bool = False
+    device: int | None = None
     calibration: Path | None = None
     settings: LatencySettings = field(default_factory=LatencySettings)
 
@@ -43,12 +59,14 @@ class CompareRequest:
         check_batches(self.batches)
 
 
-def check_batches(batches: tuple[int, ...]) -> None:
+def check_batches(batches: tuple[int, ...] | None) -> None:
     """Before anything is measured.
 
     Raises:
         InputError: a batch that no call can have, or none at all.
     """
+    if batches is None:
+        return
     wrong = [batch for batch in batches if not 1 <= batch <= MAX_BATCH]
     if wrong or not batches:
         got = wrong[0] if wrong else "none"
@@ -83,7 +101,10 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regime:
-    """What the numbers hold for, the same for both sides; each latency names its engine, precision and batch."""
+    """What the numbers hold for, the same for both sides; each latency names its engine, variant and batch.
+
+    `layout` is that of the inputs; a variant may compute in another one. `batches`: all that were timed.
+    """
 
     size_px: tuple[int, int]
     size_from: str
@@ -119,11 +140,10 @@ def compare_models(
     random weights where none are here, and timed in turns.
 
     Raises:
-        InputError: one of them is unknown or cannot be built, or they cannot be timed at one size.
-        RuntimeUnavailableError: a runtime that was asked for is missing.
+        InputError: one of them is unknown or cannot be built, or they cannot be timed at one size; no such regime.
+        RuntimeUnavailableError: a runtime or a device that was asked for is missing.
     """
-    for name in request.runtimes:
-        require_runtime(name)
+    runtimes = _runtimes(request)
     a, b = (find_side(given, models=request.models) for given in (request.a, request.b))
     size_px, size_from = _common_size(request, a, b)
     progress("counting", 0, 1)
@@ -134,12 +154,15 @@ def compare_models(
         with tempfile.TemporaryDirectory(prefix="cspdeploy-compare-") as work:
             prepared = _prepare(request, (a, b), size_px, Path(work), progress)
             quantities += _file_sizes(*prepared)
+            regimes = common_regimes(
+                *prepared, runtimes, names=request.regimes, all_on_gpu=request.all_on_gpu, device=request.device or 0
+            )
             rows, warnings = time_pair(
-                *prepared, runtimes=request.runtimes, batches=tuple(dict.fromkeys(request.batches)),
-                settings=request.settings, progress=progress,
+                *prepared, regimes=regimes, batches=default_batches(runtimes, request.batches),
+                settings=request.settings, asked=bool(request.runtimes), progress=progress,
             )  # fmt: skip
     regime = Regime(
-        size_px=size_px, size_from=size_from, layout="NCHW", batches=request.batches if request.latency else (),
+        size_px=size_px, size_from=size_from, layout="NCHW", batches=tuple(sorted({row.batch for row in rows})),
         min_runs=request.settings.min_runs, min_seconds=request.settings.min_seconds,
         environment=describe_environment(),
     )  # fmt: skip
@@ -148,6 +171,15 @@ def compare_models(
         accuracy=pair_accuracy(a, b), training=pair_training(a, b), latency=tuple(rows),
         notes=_notes(a, b, request), warnings=tuple(warnings), regime=regime,
     )  # fmt: skip
+
+
+def _runtimes(request: CompareRequest) -> list[Runtime]:
+    """Those to time on, before minutes go into an export that nothing could be timed with."""
+    found = timed_runtimes(request.runtimes, device=request.on)
+    if request.latency:
+        check_regimes(request.regimes, found)
+        check_device(request.device, found)
+    return found
 
 
 def _common_size(request: CompareRequest, a: Side, b: Side) -> tuple[tuple[int, int], str]:

@@ -15,24 +15,28 @@ from cspdeploy.nets.registry import find_network, spec_of
 from cspdeploy.pipeline.claims import CLAIMS, Claim
 from cspdeploy.pipeline.compare import CompareRequest, check_batches, compare_models
 from cspdeploy.pipeline.pair_latency import LatencyRow
-from cspdeploy.runtimes import require_runtime
+from cspdeploy.pipeline.regimes import check_device, check_regimes, timed_runtimes
+from cspdeploy.pipeline.time_claims import RegimeVerdict, judge_rows, overall, summarise_regimes, why_untimed
 
 __all__ = ["ClaimResult", "PaperReport", "PaperRequest", "check_claims", "judge_time"]
 
 Progress = Callable[[str, int, int], None]
 
-NOT_TIMED = "times are measured only with --latency"
-TOO_CLOSE = "the 95 % interval of a ratio holds the claimed value: too noisy or too close to tell"
 READING = "the layers were never published, and this reading of the paper's text gives another number"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperRequest:
-    """How to check. Times are measured only with `latency`, at the claims' own sizes."""
+    """How to check. Times are measured only with `latency`, at the claims' own sizes.
+
+    `batches`, `runtimes`, `regimes` and `device` as in `CompareRequest`; with no regimes, all of them on GPUs.
+    """
 
     latency: bool = False
     runtimes: tuple[str, ...] = ()
-    batches: tuple[int, ...] = (1, 8)
+    batches: tuple[int, ...] | None = None
+    regimes: tuple[str, ...] = ()
+    device: int | None = None
     calibration: Path | None = None
     settings: LatencySettings = dataclasses.field(default_factory=LatencySettings)
 
@@ -44,7 +48,8 @@ class PaperRequest:
 class ClaimResult:
     """A claim and its verdict. `measured` is in the unit of `claim.published`; None where nothing was measured.
 
-    For a time it is the change that speaks most against the claim, and `detail` names all of them with their regime.
+    For a time it is the change that speaks most against the claim, `regime` says in which regime, and `regimes` has
+    every one with its own verdict.
     "undecided": the network here is a reading of the paper's text, and gives another number; or a time is too near to
     what is claimed, or too noisy, to say.
     """
@@ -53,11 +58,13 @@ class ClaimResult:
     measured: float | None
     verdict: Literal["holds", "does not hold", "undecided", "not measurable here"]
     detail: str = ""
+    regime: str = ""
+    regimes: tuple[RegimeVerdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperReport:
-    """What `cspdeploy compare --paper` found. `latency` has the rows behind the times, A being the baseline."""
+    """What `cspdeploy compare --paper` found. `latency` has the rows behind the times by pair, A being the baseline."""
 
     results: tuple[ClaimResult, ...]
     latency: dict[str, tuple[LatencyRow, ...]]
@@ -74,12 +81,14 @@ def check_claims(
     """Check each claim. That one does not hold is a finding, not an error.
 
     Raises:
-        InputError: a claim is on a network that the registry does not have.
-        RuntimeUnavailableError: a runtime that was asked for is missing.
+        InputError: a claim is on a network that the registry does not have; no such regime.
+        RuntimeUnavailableError: a runtime or a device that was asked for is missing.
     """
     claims = list(claims)
-    for name in request.runtimes:
-        require_runtime(name)
+    if request.latency:
+        runtimes = timed_runtimes(request.runtimes)
+        check_regimes(request.regimes, runtimes)
+        check_device(request.device, runtimes)
     costs = _Costs()
     rows: dict[str, tuple[LatencyRow, ...]] = {}
     warnings: list[str] = []
@@ -87,8 +96,9 @@ def check_claims(
     for i, claim in enumerate(claims):
         progress(claim.pair, i, len(claims))
         if claim.subject == "time" and request.latency and not claim.unmeasurable:
-            rows[claim.pair], noise = _time(claim, request, progress)
-            warnings += noise
+            if claim.pair not in rows:  # claims of one pair are on the same networks
+                rows[claim.pair], noise = _time(claim, _device_of(claim.pair, claims), request, progress)
+                warnings += noise
             results.append(judge_time(claim, rows[claim.pair]))
         else:
             results.append(_judge(claim, costs))
@@ -122,7 +132,7 @@ class _Costs:
 def _judge(claim: Claim, costs: _Costs) -> ClaimResult:
     """A count, or why there is none."""
     if claim.subject in ("time", "top-1"):
-        reason = claim.unmeasurable or NOT_TIMED
+        reason = claim.unmeasurable or why_untimed(claim, None)
         return ClaimResult(claim=claim, measured=None, verdict="not measurable here", detail=reason)
     measured = costs.figure(claim.network, claim)
     if claim.is_change:
@@ -144,14 +154,24 @@ def _holds(claim: Claim, measured: float) -> bool:
     return (beyond if claim.bound == "at-most" else abs(beyond)) <= claim.tolerance + 1e-9
 
 
+def _device_of(pair: str, claims: Iterable[Claim]) -> str:
+    """On which device a pair is timed: none but a GPU where all that is claimed of its times is claimed of GPUs."""
+    devices = {claim.device for claim in claims if claim.pair == pair and claim.subject == "time"}
+    return devices.pop() if len(devices) == 1 else ""
+
+
 def _time(
-    claim: Claim, request: PaperRequest, progress: Progress
+    claim: Claim, device: str, request: PaperRequest, progress: Progress
 ) -> tuple[tuple[LatencyRow, ...], tuple[str, ...]]:  # fmt: skip
-    """Both networks on every runtime that is here, the baseline first."""
+    """Both networks on every runtime that is here, the baseline first. Nothing where none is on the device."""
+    runtimes = timed_runtimes(request.runtimes, device=device)
+    if not runtimes:
+        return (), ()
     report = compare_models(
         CompareRequest(
             a=claim.baseline, b=claim.network, size_px=(claim.size_px, claim.size_px), batches=request.batches,
-            runtimes=request.runtimes, calibration=request.calibration, settings=request.settings,
+            runtimes=request.runtimes, on=device, regimes=request.regimes, all_on_gpu=True, device=request.device,
+            calibration=request.calibration, settings=request.settings,
         ),
         progress=lambda what, done, total: progress(f"{claim.pair}: {what}", done, total),
     )  # fmt: skip
@@ -159,38 +179,14 @@ def _time(
 
 
 def judge_time(claim: Claim, rows: tuple[LatencyRow, ...]) -> ClaimResult:
-    """A claim on times names no regime, so it must hold in every one that is measured, beyond what noise can do.
-
-    A regime decides only where the whole interval of its ratio lies on one side of what is claimed.
-    """
-    changes: dict[str, tuple[float, str]] = {}
-    for row in rows:
-        if row.ratio is None or (claim.device and not row.runtime.endswith(f"-{claim.device}")):
-            continue
-        change, low, high = (100 * (ratio - 1) for ratio in (row.ratio, row.ratio_low or 0.0, row.ratio_high or 0.0))
-        said = f"{row.artifact} on {row.runtime}, batch {row.batch}: {change:+.0f} % ({low:+.0f} to {high:+.0f})"
-        changes[said] = change, _regime_verdict(claim, row, low, high)
-    if not changes:
-        where = f" on a {claim.device.upper()} device" if claim.device else ""
+    """Each regime by itself. A claim that names none must hold in every one that is measured, beyond noise."""
+    found = judge_rows(claim, rows)
+    verdict, worst = overall(claim, found)
+    if verdict == "not measured" or worst is None:
         return ClaimResult(
-            claim=claim, measured=None, verdict="not measurable here", detail=f"nothing was timed{where}"
+            claim=claim, measured=None, verdict="not measurable here", detail=why_untimed(claim, found), regimes=found
         )
-    found = {verdict for _, verdict in changes.values()}
-    verdict: Literal["holds", "does not hold", "undecided"] = "undecided"
-    if "does not hold" in found:
-        verdict = "does not hold"
-    elif found == {"holds"}:
-        verdict = "holds"
-    size = f"{claim.size_px} px, NCHW: "
-    doubt = f"{TOO_CLOSE}; " if verdict == "undecided" else ""
     return ClaimResult(
-        claim=claim, measured=max(change for change, _ in changes.values()), verdict=verdict,
-        detail=doubt + size + "; ".join(changes),
+        claim=claim, measured=worst.change, verdict=verdict, detail=summarise_regimes(claim, found),
+        regime=f"{worst.regime}, batch {worst.batch}", regimes=found,
     )  # fmt: skip
-
-
-def _regime_verdict(claim: Claim, row: LatencyRow, low: float, high: float) -> str:
-    """Of one row; `low` and `high` are its 95 % interval, as changes in percent."""
-    if row.verdict == "faster" and _holds(claim, high):
-        return "holds"
-    return "undecided" if _holds(claim, low) else "does not hold"

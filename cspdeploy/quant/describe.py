@@ -11,6 +11,7 @@ from cspdeploy.quant.assemble import EXACT_SQNR_DB, Assembly
 from cspdeploy.quant.box_agreement import JUDGED_SCORE
 from cspdeploy.quant.budget import Budget, Judgement, describe_boxes
 from cspdeploy.quant.outcome import Point, SearchResult
+from cspdeploy.quant.placements import Placement
 from cspdeploy.quant.prove import PlacementProof
 from cspdeploy.quant.scheme import Scheme
 from cspdeploy.quant.select import Selection
@@ -36,8 +37,12 @@ def describe(
     searched = "" if scheme == selection.scheme else f"; chosen by the search: {scheme}"
     return (
         f"{describe_accuracy(judgement)} {where} ({judgement.num_images} {images}); {layers}; "
-        f"placed for {assembly.placement.name}; {selection.why()}{searched}"
+        f"placed for {assembly.placement.name}{_caution(assembly.placement)}; {selection.why()}{searched}"
     )
+
+
+def _caution(placement: Placement) -> str:
+    return f" ({placement.caution})" if placement.caution else ""
 
 
 def rounded_db(sqnr_db: float) -> float | None:

@@ -40,6 +40,8 @@ class Placement:
             in INT8.
         min_opset, max_opset: of the file. 13 brought scales for each channel.
         why: what the engine does with it. source: where that is written or how it was measured.
+        verify_with: the runtime that proves it on another machine, for an engine that is not here.
+        caution: what whoever asks for it should know before choosing it, or empty.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Placement:
     integer_bias: bool = True
     kernels: frozenset[str] = frozenset()
     narrow_in_float: bool = False
+    verify_with: str = ""
+    caution: str = ""
 
 
 _ORT_RULES = "ORT onnxruntime/core/optimizer/qdq_transformer/selectors_actions/qdq_selector_action_transformer.cc"
@@ -112,19 +116,28 @@ _OPENVINO = Placement(
 
 _TENSORRT = Placement(
     name="tensorrt", runtime=None, activation="int8", symmetric=True, weight_limit=127, per_channel=True,
-    before_activation=False, joins=True, residual_only=True, integer_bias=False, min_opset=13, max_opset=17,
-    why="TensorRT takes zero points of 0 alone; it fuses convolution, residual Add and activation where the residual "
-    "branch comes with its own pair and the branch of the convolution without; biases stay in float",
-    source="TRT docs, Working with Quantized Types: Q/DQ Layer-Placement Recommendations (quantise the residual input, "
-    "no pair between a linear operator and its activation); docs.nvidia.com/deeplearning/tensorrt/"
-    "tensorflow-quantization-toolkit/docs/docs/add_custom_qdq_cases.html",
+    before_activation=False, joins=True, residual_only=True, integer_bias=False, min_opset=13, max_opset=20,
+    verify_with="ort-tensorrt",
+    # What is not between pairs is float there, and the file says nothing of how wide: the builder's FP16 flag does.
+    caution="layers left in float are computed in FP16 where the engine is built with FP16 as well as INT8",
+    why="TensorRT takes zero points of 0 alone, and refuses biases in INT32, so that they stay in float; it fuses "
+    "convolution, residual Add and activation where the residual branch comes with its own pair and the branch of the "
+    "convolution without",
+    source="microsoft/onnxruntime#14229 (INT32 biases); TRT docs, Working with Quantized Types: Q/DQ Layer-Placement "
+    "Recommendations (quantise the residual input, no pair between a linear operator and its activation); "
+    "docs.nvidia.com/deeplearning/tensorrt/tensorflow-quantization-toolkit/docs/docs/add_custom_qdq_cases.html",
 )  # fmt: skip
 
 _ORT_CUDA = dataclasses.replace(
-    _TENSORRT, name="ort-cuda", runtime="ort-cuda", max_opset=20,
-    why="placed as for TensorRT, which ONNX Runtime can call; its own CUDA provider has no INT8 convolution and "
-    "computes the pairs in float, slower than FP32: measure it against FP16 before choosing it",
-    source=f"ORT docs/OperatorKernels.md (no QLinearConv under CUDAExecutionProvider); {_ORT_TYPES}",
+    _TENSORRT, name="ort-cuda", runtime="ort-cuda", verify_with="ort-cuda",
+    why="placed as for TensorRT, which ONNX Runtime can call; its own CUDA provider has no INT8 convolution: it runs "
+    "QuantizeLinear and DequantizeLinear as kernels of their own around convolutions in FP32, more work than FP32 "
+    "alone; pairs become integer operators on the CPU, DML and ACL providers alone; a DequantizeLinear of an INT32 "
+    "bias has no CUDA kernel, and would run on the CPU with copies",
+    source="ORT docs/OperatorKernels.md, CUDAExecutionProvider: QuantizeLinear and DequantizeLinear of int8 and uint8, "
+    f"no QLinearConv, no int32; {_ORT_RULES}: ConvQDQRules; ORT onnxruntime/core/optimizer/graph_transformer_utils.cc",
+    caution="the CUDA provider computes the Q/DQ pairs as kernels around FP32 convolutions, so that this file does "
+    "more work than FP32 and the FP16 artifact is the fast one there; not measured here",
 )  # fmt: skip
 
 PLACEMENTS: dict[str, Placement] = {

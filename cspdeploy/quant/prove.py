@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cspdeploy.core.errors import RuntimeUnavailableError
 from cspdeploy.core.onnx_graph import Graph, Node, read_onnx
+from cspdeploy.core.placed import INTEGER_PRODUCTS, PAIRS, count_integer_work
 from cspdeploy.quant.place import Layout
 from cspdeploy.quant.placements import ARM64_MACHINES, Placement
+from cspdeploy.runtimes import require_runtime
+from cspdeploy.runtimes.base import SessionRequest
 from cspdeploy.runtimes.ort_graph import write_optimised
 
 __all__ = ["PlacementProof", "is_for_another_cpu", "prove_placement"]
 
-_INTEGER = frozenset({
-    "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger",
-})  # fmt: skip
-_PAIRS = ("QuantizeLinear", "DequantizeLinear")
 # As OpenVINO spells the precision of a node's operands.
 _INTEGER_PRECISIONS = frozenset({"u8", "i8"})
 
@@ -67,10 +67,15 @@ def prove_placement(path: Path, layout: Layout, placement: Placement) -> Placeme
         return _prove_ort(path, products)
     if placement.runtime == "openvino":
         return _prove_openvino(path, products)
-    where = f"no engine for {placement.name} here" if placement.runtime is None else (
-        f"{placement.runtime} does not tell in which precision it computes"
-    )  # fmt: skip
-    return PlacementProof(runtime=None, unproven=where, operators={})
+    if placement.runtime == "ort-cuda":
+        return _prove_cuda(path, products, placement)
+    return _unproven(placement, f"nothing here runs {placement.name}")
+
+
+def _unproven(placement: Placement, why: str) -> PlacementProof:
+    """With the command that proves it where its engine is."""
+    how = f"; where it is: cspdeploy verify BUNDLE --runtime {placement.verify_with}" if placement.verify_with else ""
+    return PlacementProof(runtime=None, unproven=why + how, operators={})
 
 
 def is_for_another_cpu(placement: Placement) -> bool:
@@ -101,13 +106,31 @@ def _prove_ort(path: Path, products: Mapping[str, Node]) -> PlacementProof:
         optimised = Path(folder) / "optimised.onnx"
         write_optimised(path, optimised)
         graph = read_onnx(optimised).graph
-    taken = {name for node in graph.nodes if node.operator in _INTEGER for name in node.inputs}
+    taken = {name for node in graph.nodes if node.operator in INTEGER_PRODUCTS for name in node.inputs}
     operators = Counter(node.operator for node in graph.nodes)
     return PlacementProof(
         runtime="ort-cpu", operators=dict(operators.most_common()),
         num_integer=sum(name in taken for name in products),
         float_nodes=tuple(_named(node) for name, node in products.items() if name not in taken),
-        num_pairs=sum(operators[name] for name in _PAIRS),
+        num_pairs=sum(operators[name] for name in PAIRS),
+    )  # fmt: skip
+
+
+def _prove_cuda(path: Path, products: Mapping[str, Node], placement: Placement) -> PlacementProof:
+    """By the session's record: pairs are not rewritten on that provider, so that its nodes are those that run."""
+    try:
+        nodes = require_runtime("ort-cuda").open(SessionRequest(path=path)).nodes
+    except RuntimeUnavailableError:
+        return _unproven(placement, f"nothing here runs {placement.name}")
+    work = count_integer_work(nodes)
+    if work is None or not nodes:
+        return _unproven(placement, "this onnxruntime does not tell which nodes it runs")
+    # Integer products of the record carry names of their own; there are none, and then every product is a float one.
+    floats = tuple(map(_named, products.values())) if not work.num_integer else ()
+    operators = Counter(node.operator for node in nodes)
+    return PlacementProof(
+        runtime="ort-cuda", operators=dict(operators.most_common()), num_integer=work.num_integer, float_nodes=floats,
+        num_pairs=work.num_pairs,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -17,6 +17,10 @@ __all__ = ["render_bench"]
 NUM_NODES = 5
 """The longest nodes in the table; JSON has more."""
 NUM_OPERATORS = 8
+KERNEL_NAME = 80
+"""Characters of a kernel's name: templates of C++ have hundreds, and JSON has them all."""
+GPU_FACTS = ("gpu", "gpu_driver", "gpu_memory", "gpu_power_limit", "gpu_modes")
+"""Of the environment, where something was timed on a GPU."""
 
 
 def render_bench(report: Any) -> RenderableType:
@@ -29,6 +33,7 @@ def render_bench(report: Any) -> RenderableType:
     for profile in report.profiles:
         parts += _profile(profile)
     parts += _sweep(report.sweep)
+    parts += [Text(_gpu(record), style="dim") for record in report.gpus]
     parts += [Text(f"{name} is {UNTRAINED}", style="bold yellow") for name in report.untrained]
     parts += [Text(note, style="dim") for note in report.notes]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
@@ -38,19 +43,23 @@ def render_bench(report: Any) -> RenderableType:
 
 def _group(rows: list[Any], title: str) -> list[RenderableType]:
     timed = [row for row in rows if row.timing]
-    first = f"{timed[0].artifact} on {timed[0].runtime}" if timed else "nothing"
+    first = timed[0].title if timed else "nothing"
+    on_device = any(row.device for row in rows)
     table = compact_table("")
     for name in ("artifact", "runtime"):
         table.add_column(name, no_wrap=True)
     tails = [percent for percent in (90, 95, 99) if any(getattr(row.timing, f"p{percent}_ms") for row in timed)]
-    for name in ("p50 ms", "95 % interval", *(f"p{percent}" for percent in tails)):
+    device = ("device p50", "launch") if on_device else ()
+    for name in ("host p50 ms" if on_device else "p50 ms", "95 % interval", *device, *(f"p{n}" for n in tails)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("speed", no_wrap=True)
     for name in ("cold start ms", "memory", "file"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row.artifact, row.runtime, *_timing_cells(row, tails), *_start_cells(row))
-    return [_title(f"{title} (speed against {first})"), table, *_remarks(rows)]
+        table.add_row(
+            row.artifact, row.runtime_name, *_timing_cells(row, tails, on_device=on_device), *_start_cells(row)
+        )
+    return [_title(f"{title} (speed against {first})"), table, *_remarks(rows), *_sessions(rows)]
 
 
 def _title(text: str) -> Text:
@@ -58,15 +67,18 @@ def _title(text: str) -> Text:
     return Text(text, style="bold")
 
 
-def _timing_cells(row: Any, tails: Iterable[int]) -> list[str | Text]:
+def _timing_cells(row: Any, tails: Sequence[int], *, on_device: bool) -> list[str | Text]:
     timing = row.timing
     if timing is None:
         style = "bold red" if row.failed else "yellow"
-        return [Text(row.verdict, style=style), *[""] * (len(list(tails)) + 2)]
+        return [Text(row.verdict, style=style), *[""] * (len(tails) + 2 + 2 * on_device)]
+    device = [f"{row.device.p50_ms:.3f}", f"{100 * row.device.launch_share:.0f} %"] if row.device else ["", ""]
+    form = ".3f" if on_device else ".2f"  # a run on a GPU may take a tenth of a millisecond
     values = (getattr(timing, f"p{percent}_ms") for percent in tails)
     return [
-        f"{timing.p50_ms:.2f}", f"{timing.ci_low_ms:.2f} to {timing.ci_high_ms:.2f}",
-        *("" if value is None else f"{value:.2f}" for value in values), _speed(timing),
+        f"{timing.p50_ms:{form}}", f"{timing.ci_low_ms:{form}} to {timing.ci_high_ms:{form}}",
+        *(device if on_device else []), *("" if value is None else f"{value:{form}}" for value in values),
+        _speed(timing),
     ]  # fmt: skip
 
 
@@ -85,19 +97,31 @@ def _start_cells(row: Any) -> list[str]:
 
 def _remarks(rows: list[Any]) -> list[Text]:
     reasons = [
-        Text(f"{row.artifact} on {row.runtime}: {row.verdict}: {row.reason}", style="red" if row.failed else "yellow")
+        Text(f"{row.title}: {row.verdict}: {row.reason}", style="red" if row.failed else "yellow")
         for row in rows
         if row.reason
     ]
-    notes = [Text(f"{row.artifact} on {row.runtime}: {row.note}", style="dim") for row in rows if row.note]
+    notes = [Text(f"{row.title}: {row.note}", style="dim") for row in rows if row.note]
     return reasons + notes
+
+
+def _sessions(rows: list[Any]) -> list[Text]:
+    """How each runtime was set, as it says itself, and what its inputs were: one line where all its rows agree."""
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        settings = ", ".join(f"{name} {value}" for name, value in row.settings.items())
+        words = "; ".join(filter(None, (f"inputs {row.inputs}" if row.inputs else "", settings)))
+        if words:
+            told.setdefault(f"{row.runtime_name}: {words}", []).append(row.artifact)
+    return [Text(f"{', '.join(dict.fromkeys(artifacts))} on {words}", style="dim") for words, artifacts in told.items()]
 
 
 def _rooflines(report: Any) -> list[RenderableType]:
     if not report.rooflines:
         return []
     peaks = "; ".join(
-        f"{peak.runtime}: {peak.gflops:.0f} GFLOP/s in float32, {peak.gbytes_per_s:.1f} GB/s" for peak in report.peaks
+        f"{peak.runtime}: {peak.gflops:.0f} GFLOP/s in {_precision(peak)}, {peak.gbytes_per_s:.1f} GB/s"
+        for peak in report.peaks
     )
     table = compact_table("")
     for name in ("artifact", "runtime"):
@@ -106,10 +130,21 @@ def _rooflines(report: Any) -> list[RenderableType]:
         table.add_column(name, justify="right", no_wrap=True)
     for found in report.rooflines:
         table.add_row(
-            found.artifact, found.runtime, f"{found.gflop:.3g}", f"{found.gflops:.1f}",
+            found.artifact, _named(found), f"{found.gflop:.3g}", f"{found.gflops:.1f}",
             f"{100 * found.peak_share:.0f} %", f"{found.arithmetic_ms:.2f}", f"{found.weights_ms:.2f}",
         )  # fmt: skip
     return [_title(f"against this machine's measured peak ({peaks})"), table]
+
+
+def _precision(peak: Any) -> str:
+    if peak.precision == "fp16":
+        return "float16"
+    return "float32, rounded to TF32" if peak.tf32 else "float32"
+
+
+def _named(found: Any) -> str:
+    """The runtime of a part, with its variant."""
+    return f"{found.runtime} [{found.variant}]" if found.variant else str(found.runtime)
 
 
 def _copies(copies: Iterable[Any]) -> list[RenderableType]:
@@ -131,21 +166,57 @@ def _copies(copies: Iterable[Any]) -> list[RenderableType]:
 
 
 def _profile(profile: Any) -> list[RenderableType]:
-    title = (
-        f"{profile.artifact} on {profile.runtime}: {profile.nodes_ms:.2f} ms in nodes of {profile.run_ms:.2f} ms a run"
-    )
+    title = f"{profile.artifact} on {_named(profile)}"
+    if not profile.operators:
+        return [_title(title), *_kernels(profile)]
+    spent = "" if profile.kernels else f" of {profile.run_ms:.2f} ms a run"
     operators = compact_table("")
     operators.add_column("operator", no_wrap=True)
     for name in ("calls", "ms", "share"):
         operators.add_column(name, justify="right", no_wrap=True)
     for found in profile.operators[:NUM_OPERATORS]:
         operators.add_row(found.operator, f"{found.num_calls:g}", f"{found.ms:.3f}", f"{100 * found.share:.1f} %")
-    parts: list[RenderableType] = [_title(title), operators]
+    parts: list[RenderableType] = [_title(f"{title}: {profile.nodes_ms:.2f} ms in nodes{spent}"), operators]
     if profile.nodes:
         parts.append(_longest(profile.nodes[:NUM_NODES]))
     if profile.note:
         parts.append(Text(profile.note, style="dim"))
-    return parts
+    return parts + _kernels(profile)
+
+
+def _kernels(profile: Any) -> list[RenderableType]:
+    """What the GPU ran, and whether it waited for the host."""
+    if profile.busy_ms is None:
+        return []
+    table = compact_table("")
+    table.add_column("longest kernels")
+    for name in ("calls", "ms", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for found in profile.kernels[:NUM_NODES]:
+        name = found.kernel if len(found.kernel) <= KERNEL_NAME else f"{found.kernel[: KERNEL_NAME - 3]}..."
+        table.add_row(name, f"{found.num_calls:g}", f"{found.ms:.4f}", f"{100 * found.share:.1f} %")
+    busy = f"the GPU was busy for {profile.busy_ms:.3f} ms of {profile.run_ms:.3f} ms a run"
+    advice = {
+        "launch-bound": "launch-bound: it waits for the host more than it computes; a CUDA graph or a larger batch "
+        "gains more than faster kernels",
+        "kernel-bound": "kernel-bound: its own work is most of the run",
+    }[profile.bound]
+    return [table, Text(f"{busy} ({100 * profile.busy_share:.0f} %): {advice}", style="bold")]
+
+
+def _gpu(record: Any) -> str:
+    """In one line: how fast, how hot, and what held it back while rows were timed."""
+    figures = (
+        ("SM clock", record.sm_clock_mhz, "MHz"), ("memory clock", record.memory_clock_mhz, "MHz"),
+        ("power", record.power_w, "W"), ("temperature", record.temperature_c, "C"),
+    )  # fmt: skip
+    told = [
+        f"{name} {values[1]:.0f} {unit} ({values[0]:.0f} to {values[2]:.0f})"
+        for name, values, unit in figures
+        if values
+    ]
+    limits = [f"held by {', '.join(record.limits)}"] if record.limits else []
+    return f"{record.gpu} while {record.group} was timed: {', '.join([*told, *limits])}; read, not set"
 
 
 def _longest(nodes: Iterable[Any]) -> Table:
@@ -163,7 +234,7 @@ def _longest(nodes: Iterable[Any]) -> Table:
 def _sweep(cells: Iterable[Any]) -> list[RenderableType]:
     """Images a second: a row for each number of threads, a column for each batch; the highest in bold."""
     parts: list[RenderableType] = []
-    for name, group in groupby(cells, key=lambda cell: f"{cell.artifact} on {cell.runtime}"):
+    for name, group in groupby(cells, key=lambda cell: f"{cell.artifact} on {_named(cell)}"):
         found = list(group)
         table = compact_table("")
         table.add_column("threads", justify="right", no_wrap=True)
@@ -184,7 +255,8 @@ def _sweep(cells: Iterable[Any]) -> list[RenderableType]:
 def _sweep_cell(cell: Any, best: float) -> Text:
     if cell.images_per_s is None:
         return Text("-", style="yellow")
-    text = f"{cell.images_per_s:.4g} ({cell.p50_ms:.2f})"
+    device = f", device {cell.device_p50_ms:.3f}" if cell.device_p50_ms is not None else ""
+    text = f"{cell.images_per_s:.4g} ({cell.p50_ms:.2f}{device})"
     return Text(text, style="bold green" if cell.images_per_s == best else "")
 
 
@@ -197,6 +269,8 @@ def _conditions(report: Any) -> Text:
         f"governor {known.get('cpu_governor')}",
         f"clock {known.get('clock_mhz')} MHz", f"load {known.get('load_1min')} before",
     ]  # fmt: skip
+    if report.gpus or any(row.device for row in report.rows):
+        facts += [known[key] for key in GPU_FACTS if known.get(key)]
     if known.get("virtual_machine") == "yes":
         facts.append("virtual machine")
     batches = sorted({row.batch for row in report.rows if row.timing})

@@ -36,6 +36,8 @@ def render_comparison(report: Any) -> RenderableType:
         table.add_row(*_quantity_cells(quantity))
     for row in report.latency:
         table.add_row(*_latency_cells(row))
+        if row.device_ratio is not None:
+            table.add_row(*_device_cells(row))
     for cells in _accuracy_rows(report.accuracy):
         table.add_row(*cells)
     parts: list[RenderableType] = [table]
@@ -62,12 +64,18 @@ def _quantity_cells(quantity: Any) -> list[str]:
 
 
 def _latency_cells(row: Any) -> list[str | Text]:
-    name = f"{row.runtime} {row.artifact}, batch {row.batch}"
+    name = f"{row.regime}, batch {row.batch}"
     if row.ratio is None:
         return [name, "", "", "", Text(f"not measured: {row.reason}", style="yellow")]
     interval = f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})"
     style = {"faster": "green", "slower": "red"}.get(row.verdict, "")
     return [name, f"{row.a.p50_ms:.2f} ms", f"{row.b.p50_ms:.2f} ms", interval, Text(row.verdict, style=style)]
+
+
+def _device_cells(row: Any) -> list[str | Text]:
+    """The same by the device's own clock, below it: without what the host takes to launch the work."""
+    interval = f"{row.device_ratio:.3f} ({row.device_ratio_low:.3f} to {row.device_ratio_high:.3f})"
+    return ["  by the GPU's clock", f"{row.a_device_ms:.2f} ms", f"{row.b_device_ms:.2f} ms", interval, ""]
 
 
 def _accuracy_rows(pair: Any) -> list[list[str]]:
@@ -134,10 +142,11 @@ def _regime(report: Any) -> list[str]:
     lines = [f"size: {format_size(regime.size_px)} px, {regime.size_from}"]
     if report.latency:
         lines.append(
-            f"latency: {regime.layout}, medians of at least {regime.min_runs} runs and {regime.min_seconds:g} s each, "
-            "in turns; ratios with their 95 % interval"
+            f"latency: inputs in {regime.layout}, medians of at least {regime.min_runs} runs and "
+            f"{regime.min_seconds:g} s each, in turns; ratios with their 95 % interval"
         )
         lines += _engines(report.latency)
+        lines += _variants(report.latency)
         lines.append(f"machine: {regime.environment.get('cpu', '')}, {regime.environment.get('system', '')}")
     return lines
 
@@ -148,6 +157,12 @@ def _engines(rows: Any) -> list[str]:
     for row in rows:
         precisions.setdefault(f"{row.runtime}: {row.engine}", {})[row.precision] = None
     return [f"{engine}, {' and '.join(found)}" for engine, found in precisions.items()]
+
+
+def _variants(rows: Any) -> list[str]:
+    """What each variant changes, and how inputs were rotated."""
+    notes = dict.fromkeys(f"{row.variant}: {row.note}" for row in rows if row.variant and row.note)
+    return [*notes, *dict.fromkeys(f"inputs {row.inputs}" for row in rows if row.inputs)]
 
 
 # --- the published claims ---
@@ -169,11 +184,12 @@ def render_paper(report: Any) -> RenderableType:
             if result.claim.pair == pair:
                 table.add_row(*_claim_cells(result, remarks))
         parts += [table, Text("")]
+        parts += [part for result in report.results if result.claim.pair == pair for part in _regimes(result)]
     parts += [Text(f"[{number}] {remark}", style="dim") for remark, number in remarks.items()]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     if report.latency:
         rows = [row for rows in report.latency.values() for row in rows]
-        parts += [Text(line, style="dim") for line in _engines(rows)]
+        parts += [Text(line, style="dim") for line in (*_engines(rows), *_variants(rows))]
         parts.append(Text(f"machine: {report.environment.get('cpu', '')}", style="dim"))
     counts = {name: sum(result.verdict == name for result in report.results) for name in _VERDICTS}
     parts.append(Text(", ".join(f"{name}: {count}" for name, count in counts.items()), style="bold"))
@@ -185,9 +201,43 @@ def _claim_cells(result: Any, remarks: dict[str, int]) -> list[str | Text]:
     claim = result.claim
     numbers = [str(remarks.setdefault(said, len(remarks) + 1)) for said in (result.detail, claim.remark) if said]
     measured = "" if result.measured is None else _measured(claim, result.measured)
+    of = f"{_measured_of(claim)}, {result.regime}" if result.regime else _measured_of(claim)
     verdict = Text(f"{result.verdict} [{', '.join(numbers)}]" if numbers else result.verdict)
     verdict.stylize(_VERDICTS[result.verdict], 0, len(result.verdict))
-    return [claim.text, claim.source, _published(claim), measured, _measured_of(claim), verdict]
+    return [claim.text, claim.source, _published(claim), measured, of, verdict]
+
+
+def _regimes(result: Any) -> list[RenderableType]:
+    """A table of the regimes that one claim on times was judged in; nothing where none was timed."""
+    if not any(one.change is not None for one in result.regimes):
+        return []
+    claim = result.claim
+    on_device = any(one.device_change is not None for one in result.regimes)
+    table = compact_table(f"{claim.text}: {_measured_of(claim)} px, regime by regime")
+    table.add_column("regime", overflow="fold")
+    names = ["batch", f"{claim.baseline} ms", f"{claim.network} ms", "change (95 %)"]
+    for name in [*names, *(["GPU clock, ms", "change"] if on_device else [])]:
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for one in result.regimes:
+        table.add_row(*_regime_cells(one, on_device=on_device))
+    return [table, Text("")]
+
+
+def _regime_cells(one: Any, *, on_device: bool) -> list[str | Text]:
+    blank = ["", ""] if on_device else []
+    if one.change is None:
+        return [one.regime, str(one.batch), "", "", "", *blank, Text(f"not measured: {one.reason}", style="yellow")]
+    device = blank
+    if one.device_change is not None:
+        device = [f"{one.a_device_ms:.3f}, {one.b_device_ms:.3f}", f"{one.device_change:+.1f} %"]
+    verdict = Text(one.verdict, style=_VERDICTS[one.verdict])
+    if not one.claimed:
+        verdict.append(", not what was claimed", style="dim")
+    return [
+        one.regime, str(one.batch), f"{one.a_ms:.3f}", f"{one.b_ms:.3f}",
+        f"{one.change:+.1f} % ({one.low:+.1f} to {one.high:+.1f})", *device, verdict,
+    ]  # fmt: skip
 
 
 def _published(claim: Any) -> str:
@@ -196,7 +246,7 @@ def _published(claim: Any) -> str:
     if claim.subject == "top-1":
         return f"{claim.published:+.1f} points"
     if claim.is_change:
-        return f"{claim.published:+g} %{' or beyond' if claim.bound == 'at-most' else ''}"
+        return f"{claim.published:+g} %{'' if claim.bound == 'about' else ' or beyond'}"
     return f"{claim.published:.{_decimals(claim)}f}{_unit(claim)}"
 
 

@@ -1,4 +1,4 @@
-"""How each limit of a verify report came about, in words and numbers."""
+"""How each limit of a verify report came about, and how each session was set, in words and numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from rich.text import Text
 from cspdeploy.core.catalog import ACCURACY_BUDGET, INT8_AGREEMENT, TIE_FACTOR
 from cspdeploy.core.sizes import base_kind
 from cspdeploy.core.types import Limit, ParityRow, VerifyReport
+from cspdeploy.report.sessions import session_lines
 
 __all__ = ["render_explain"]
 
 
 def render_explain(report: VerifyReport) -> RenderableType:
-    """For each artifact and output: the limit, the model behind it with its numbers, and what each runtime measured."""
+    """For each artifact and output: the limit, the model behind it with its numbers, and what each runtime measured.
+
+    Then how each session was set, where its engine tells, and what the same input gave run after run.
+    """
     parts: list[RenderableType] = []
     for bundle in dict.fromkeys(row.bundle for row in report.rows):
         rows = [row for row in report.rows if row.bundle == bundle and row.limits]
@@ -29,6 +33,10 @@ def render_explain(report: VerifyReport) -> RenderableType:
         parts.append(Text(f"limits of {bundle}{told}", style="bold"))
         for artifact in dict.fromkeys(row.artifact for row in rows):
             parts += _artifact([row for row in rows if row.artifact == artifact])
+    sessions = [(row, line) for row in report.rows for line in session_lines(row)]
+    if sessions:
+        parts.append(Text("sessions", style="bold"))
+        parts += [Text(f"  {row.artifact} on {row.runtime}: {line}") for row, line in sessions]
     if any(row.top1_agreement is not None for row in report.rows):
         parts.append(Text(_decision_rule(report)))
     if any(row.top1 is not None for row in report.rows):

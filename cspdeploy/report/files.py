@@ -108,13 +108,19 @@ def render_diagnosis(found: Any) -> RenderableType:
         rows = [(state.name, state.works, "; ".join(filter(None, (state.reason, state.fix)))) for state in states]
         if rows:
             parts += [_yes_no_table(title, "why not, and what to do", rows), ""]
-    parts += [Text(f"note: {item.text}", style="yellow") for item in found.findings if item.severity == "note"]
+    parts += [Text(_with_command("note", item), style="yellow") for item in found.findings if item.severity == "note"]
     problems = [item for item in found.findings if item.severity == "problem"]
-    parts += [Text(f"also: {item.text}", style="red") for item in problems[1:]]
+    parts += [Text(_with_command("also", item), style="red") for item in problems[1:]]
     parts.append(Text(found.advice, style="bold green" if found.healthy else "bold red"))
     if found.command:
         parts.append(Text(f"fix: {found.command}"))
     return Group(*parts)
+
+
+def _with_command(word: str, finding: Any) -> str:
+    """A finding, and under it the command that mends it."""
+    command = f"\n      {finding.command}" if finding.command else ""
+    return f"{word}: {finding.text}{command}"
 
 
 def _yes_no_table(title: str, why: str, rows: list[tuple[str, bool, str]]) -> RenderableType:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from xml.etree import ElementTree as ET
 
 from cspdeploy.core.types import ParityRow, Regression, VerifyReport
+from cspdeploy.report.sessions import settings_words
 
 __all__ = ["junit_xml"]
 
@@ -57,7 +58,11 @@ def _add_row(suite: ET.Element, row: ParityRow) -> None:
         "max_abs": row.max_abs, "sqnr_db": row.sqnr_db, "top1_agreement": row.top1_agreement,
         "top5_agreement": row.top5_agreement, "box_recall": row.box_recall, "box_precision": row.box_precision,
         "num_boxes": row.num_boxes, "num_images": row.num_images or None, "top1": row.top1, "top5": row.top5,
-        "map50": row.map50, "map": row.map,
+        "map50": row.map50, "map": row.map, "tf32_rel_l2": row.tf32_rel_l2, "rounding_rel_l2": row.rounding_rel_l2,
+        "repeats": row.repeats.num_runs if row.repeats else None,
+        "repeats_different": row.repeats.num_different if row.repeats else None,
+        "repeats_max_rel_l2": row.repeats.max_rel_l2 if row.repeats else None,
+        "settings": settings_words(row) or None, "device_p50_ms": row.device_p50_ms,
         "p50_ms": row.p50_ms, "p95_ms": row.p95_ms, "latency": timing.verdict if timing else None,
         "ratio": timing.ratio if timing else None, "note": row.note or None,
     }  # fmt: skip

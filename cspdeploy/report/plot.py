@@ -71,7 +71,7 @@ def _draw(report: Any, path: Path, suffix: str) -> None:
     counts = [quantity for quantity in report.quantities if quantity.ratio is not None]
     timed = [row for row in report.latency if row.ratio is not None]
     names = [quantity.name for quantity in counts]
-    names += [f"{row.runtime} {row.artifact}, batch {row.batch}" for row in timed]
+    names += [f"{row.regime}, batch {row.batch}" for row in timed]
     # No text as paths: a search and a screen reader find the words.
     with matplotlib.rc_context({"svg.hashsalt": _HASH_SALT, "svg.fonttype": "none", "text.parse_math": False}):
         figure = Figure(figsize=(8, 1.5 + _ROW_INCHES * len(names)), layout="constrained")

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cspdeploy.core.types import ParityRow, Regression, VerifyReport
+from cspdeploy.report.sessions import half_words, tf32_words
 
 __all__ = ["UNTRAINED", "compact_table", "format_bytes", "number", "percent", "render_verify", "speed_word"]
 
@@ -84,6 +85,8 @@ _COLUMNS = (
     _Column(name="parity", cell=lambda row: Text(row.verdict, style=_STYLES.get(row.verdict, "bold red")), right=False),
     _Column(name="rel. L2", cell=_distance),
     _Column(name="limit", cell=_limit),
+    _Column(name="with TF32", cell=lambda row: number(row.tf32_rel_l2, ".1e"), priority=3),
+    _Column(name="FP16 drift", cell=lambda row: number(row.rounding_rel_l2, ".1e"), priority=3),
     _Column(name="same top-1", cell=lambda row: percent(row.top1_agreement), priority=2),
     _Column(name="same boxes", cell=_same_boxes, priority=2),
     _Column(name="accuracy", cell=lambda row: percent(row.top1)),
@@ -91,6 +94,7 @@ _COLUMNS = (
     _Column(name="mAP", cell=lambda row: percent(row.map), priority=1),
     _Column(name="p50 ms", cell=lambda row: number(row.timing.p50_ms if row.timing else None, ".2f")),
     _Column(name="p95 ms", cell=lambda row: number(row.timing.p95_ms if row.timing else None, ".2f"), priority=4),
+    _Column(name="device ms", cell=lambda row: number(row.device_p50_ms, ".2f"), priority=2),
     _Column(name="speed", cell=speed_word, right=False),
     _Column(name="cold ms", cell=lambda row: number(row.cold.total_ms if row.cold else None, ".0f"), priority=5),
     _Column(name="memory", cell=lambda row: format_bytes(row.memory.peak_bytes) if row.memory else "", priority=6),
@@ -161,9 +165,8 @@ def _remarks(rows: list[ParityRow]) -> list[Text]:
             style = "red" if row.failed else "yellow"
             found.append(Text(f"{where}: {row.verdict}: {row.reason}", style=style))
         found += [Text(line, style="yellow") for line in _placement_lines(where, row)]
-        if row.tf32_rel_l2 is not None:
-            drift = f"timed with TF32 on, where its relative L2 is {row.tf32_rel_l2:.1e}; judged with TF32 off"
-            found.append(Text(f"{where}: {drift}", style="dim"))
+        drifts = filter(None, (tf32_words(row), half_words(row)))
+        found += [Text(f"{where}: {drift}", style="dim") for drift in drifts]
     given = sorted({row.artifact for row in rows if any(limit.overridden for limit in row.limits)})
     if given:
         line = f"* limit given with --tolerance for {', '.join(given)}; --explain tells what the model says"

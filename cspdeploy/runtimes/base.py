@@ -80,6 +80,9 @@ class DeviceCall(Protocol):
     Attributes:
         device_ms: milliseconds of the last run between two events on its stream, the work alone, without the copies;
             None before the first run, and where no event could be recorded.
+
+    It may also have `prepare()`, which brings the next run's inputs to where they must lie. A call does it where it has
+    not been done; who times a call does it before the clock is read.
     """
 
     device_ms: float | None

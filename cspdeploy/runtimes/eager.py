@@ -15,13 +15,17 @@ __all__ = ["RUNTIMES"]
 
 def _open(device: str, request: SessionRequest) -> TorchSession:
     from cspdeploy.nets.exported import load_exported
+    from cspdeploy.runtimes.torch_cuda import opening
+    from cspdeploy.runtimes.torch_variants import prepared
 
     if request.spec is None:
         raise InputError(f"{request.path}: the eager network needs its spec.json beside the weights")
-    model = load_exported(request.spec, request.path)
-    return TorchSession(
-        model.eval().to(device), device=device, request=dataclasses.replace(request, outputs=request.spec.outputs)
-    )
+    model = load_exported(request.spec, request.path).eval()
+    with opening(device, request) as place:
+        compute = prepared(model.to(place), request=request)
+        return TorchSession(
+            compute, device=device, request=dataclasses.replace(request, outputs=request.spec.outputs)
+        )  # fmt: skip
 
 
 RUNTIMES = tuple(

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib.util
 import platform
-import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from cspdeploy.core.errors import CspDeployError, InputError, RuntimeUnavailableError
+from cspdeploy.core.errors import CspDeployError, DeviceMemoryError, InputError, RuntimeUnavailableError
 from cspdeploy.core.types import PlacedNode
-from cspdeploy.runtimes.base import Feeds, Outputs, ProfiledNode, Runtime, SessionRequest
-from cspdeploy.runtimes.ort_open import refusal, require_openable, session_options
+from cspdeploy.runtimes.base import CudaOptions, DeviceCall, Feeds, Outputs, ProfiledNode, Runtime, SessionRequest
+from cspdeploy.runtimes.cuda_driver import find_driver_problem
+from cspdeploy.runtimes.cuda_errors import told
+from cspdeploy.runtimes.ort_cuda import (
+    built_for,
+    library_refusal,
+    missing_provider,
+    open_quietly,
+    preload_libraries,
+    read_settings,
+    require_taken,
+)
+from cspdeploy.runtimes.ort_gpu_calls import GpuCalls
+from cspdeploy.runtimes.ort_open import Closed, gpu_refusal, refusal, require_openable, session_options
+from cspdeploy.runtimes.ort_placement import find_copies, read_assignment, read_copies
+from cspdeploy.runtimes.ort_providers import CPU, CUDA, ON_GPU, TensorrtFile, provider_list
 
-if TYPE_CHECKING:
-    import onnxruntime
+__all__ = [
+    "CPU", "CUDA", "RUNTIMES", "OrtSession", "find_copies", "open_cpu_session",
+    "open_on", "probe_provider",
+]  # fmt: skip
 
-__all__ = ["RUNTIMES", "OrtSession", "find_copies", "open_cpu_session"]
-
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-
-# TF32 keeps 10 bits of mantissa and passes as float32; the verdict is on true float32. HEURISTIC chooses the same
-# cuDNN algorithm in every session, where EXHAUSTIVE measures and so may not.
-CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-
-_DTYPES = {
-    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(bool)": np.bool_,
-    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,
-}  # fmt: skip
-
+_AS_USUAL = CudaOptions()
 _CPU_NOTES = {"fp16": "computed in FP32 on the CPU: says nothing of FP16 arithmetic, see the row of fp16-rounding"}
 _HALF_MACHINES = ("aarch64", "arm64")
 """Where ONNX Runtime has FP16 kernels of its own: under emulation an FP16 network is 2.5 times as far from FP64 as on
@@ -50,9 +53,12 @@ _PROBE_MODEL = bytes.fromhex(
 class OrtSession:
     """A session whose provider has been checked after opening, not before.
 
+    On a GPU one that runs out of memory is closed with all that it holds there: later calls say so.
+
     Args:
         model: a file, or a model in memory.
-        optimise, tf32, num_threads, profile, cuda_graph: as in `SessionRequest`.
+        optimise, tf32, num_threads, profile, cuda_graph, cuda: as in `SessionRequest`.
+        file: for TensorRT, what the file holds.
     """
 
     def __init__(
@@ -65,28 +71,42 @@ class OrtSession:
         num_threads: int = 0,
         profile: Path | None = None,
         cuda_graph: bool = False,
+        cuda: CudaOptions = _AS_USUAL,
+        file: TensorrtFile | None = None,
     ) -> None:
         import onnxruntime
 
-        if cuda_graph and provider != CUDA:
-            raise InputError(f"a CUDA graph was asked for on {provider}", fix="--runtime ort-cuda")
-        options = session_options(optimise=optimise, num_threads=num_threads, profile=profile)
-        cuda = CUDA_OPTIONS | {"use_tf32": str(int(tf32)), "enable_cuda_graph": str(int(cuda_graph))}
-        self._providers: list[Any] = [CPU] if provider == CPU else [(provider, cuda), CPU]
+        # An engine that does not have the provider is told by what the session runs on.
+        on_gpu = provider in ON_GPU and provider in onnxruntime.get_available_providers()
+        self._calls = GpuCalls(self, device=cuda.device, cuda_graph=cuda_graph) if on_gpu else None
+        stream = self._calls.stream.pointer if self._calls is not None else 0
+        self._providers = provider_list(
+            provider, cuda=cuda, tf32=tf32, cuda_graph=cuda_graph, stream=stream, file=file
+        )  # fmt: skip
         self._source = model if isinstance(model, bytes) else str(model)
-        self._session = onnxruntime.InferenceSession(self._source, options, providers=self._providers)
-        taken = self._session.get_providers()
-        if provider not in taken:
-            raise RuntimeUnavailableError(
-                f"asked for {provider}, the session runs on {', '.join(taken)}", fix="cspdeploy doctor"
-            )
-        self._provider, self._optimise, self._cuda_graph = provider, optimise, cuda_graph
+        self._title = "the model" if isinstance(model, bytes) else model.name
+        options = session_options(optimise=optimise, num_threads=num_threads, profile=profile)
+        with open_quietly() if on_gpu else contextlib.nullcontext():
+            # Its own fallback would print, and open the session without the GPU, whatever went wrong there.
+            own: dict[str, Any] = {"enable_fallback": 0} if on_gpu else {}
+            self.engine: Any = onnxruntime.InferenceSession(self._source, options, providers=self._providers, **own)
+        require_taken(provider, self.engine.get_providers())
+        self._provider, self._optimise = provider, optimise
         self.inputs: dict[str, tuple[int | str, ...]] = {
-            value.name: tuple(value.shape) for value in self._session.get_inputs()
+            value.name: tuple(value.shape) for value in self.engine.get_inputs()
         }
-        self.outputs = [value.name for value in self._session.get_outputs()]
-        if provider == CUDA and self.placement and not self.placement.get(CUDA):
-            raise RuntimeUnavailableError(f"asked for {CUDA}, which took no node", fix="cspdeploy doctor")
+        self.outputs = [value.name for value in self.engine.get_outputs()]
+        self.settings = read_settings(self.engine, provider) if on_gpu else {}
+        self._require_node()
+
+    def _require_node(self) -> None:
+        """Refuse a session on a GPU that computes nothing there."""
+        if self._provider in ON_GPU and self.placement and not any(self.placement.get(name) for name in ON_GPU):
+            operators = ", ".join(sorted({node.operator for node in self._assigned})[:5])
+            raise RuntimeUnavailableError(
+                f"asked for {self._provider}, which took no node: it has no kernel for any of {operators}",
+                fix="--runtime ort-cpu",
+            )
 
     @property
     def provider(self) -> str:
@@ -95,7 +115,7 @@ class OrtSession:
 
     @functools.cached_property
     def _assigned(self) -> tuple[PlacedNode, ...]:
-        return _read_assignment(self._session)
+        return read_assignment(self.engine)
 
     @functools.cached_property
     def placement(self) -> dict[str, int]:
@@ -114,75 +134,62 @@ class OrtSession:
 
     @functools.cached_property
     def _copies(self) -> tuple[PlacedNode, ...] | None:
-        """They are inserted after the assignment that the engine records, so they are read from its finished graph."""
         if self._provider == CPU:
             return ()
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                return self._read_copies(Path(folder) / "optimised.onnx")
-        except Exception:  # nothing may be written, no memory for a second session, ...: not known
-            return None
-
-    def _read_copies(self, path: Path) -> tuple[PlacedNode, ...]:
-        import onnxruntime
-
-        options = session_options(optimise=self._optimise)
-        options.optimized_model_filepath = str(path)
-        # Weights beside it, so that a model of any size can be written.
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.data")
-        onnxruntime.InferenceSession(self._source, options, providers=self._providers)
-        return find_copies(path, provider=self._provider)
+        return read_copies(
+            self._source, providers=self._providers, provider=self._provider, optimise=self._optimise
+        )  # fmt: skip
 
     def run(self, feeds: Feeds) -> Outputs:
-        """Host arrays in, host arrays out."""
-        return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
-
-    def bind(self, feeds: Feeds) -> Callable[[], None]:
-        """Inputs and outputs stay where the engine computes; on CUDA copies are not part of the call."""
-        import onnxruntime
-
-        device = "cuda" if self._provider == CUDA else "cpu"
-        binding = self._session.io_binding()
-        for name, array in feeds.items():
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
-            binding.bind_ortvalue_input(name, value)
-        # A captured graph writes to the addresses of its capture; otherwise the engine may choose them in each run.
-        shapes = self.output_shapes(feeds) if self._cuda_graph else {}
-        for value in self._session.get_outputs():
-            if value.name in shapes:
-                place = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                    shapes[value.name], _DTYPES[value.type], device, 0
-                )
-                binding.bind_ortvalue_output(value.name, place)
-            else:
-                binding.bind_output(value.name, device)
-
-        def compute() -> None:
-            self._session.run_with_iobinding(binding)
-            if device != "cpu":
-                binding.synchronize_outputs()
-
-        return compute
-
-    def output_shapes(self, feeds: Feeds) -> dict[str, tuple[int, ...]]:
-        """Shape of each output for these inputs, from the dimensions' names, without a run.
+        """Host arrays in, host arrays out. With a CUDA graph: by replaying it.
 
         Raises:
-            InputError: a dimension that no input gives.
+            DeviceMemoryError: no room on the GPU.
         """
-        sizes: dict[int | str, int] = {}
-        for name, declared in self.inputs.items():
-            sizes |= dict(zip(declared, feeds[name].shape, strict=True))
-        found: dict[str, tuple[int, ...]] = {}
-        for value in self._session.get_outputs():
-            shape = tuple(size if isinstance(size, int) else sizes.get(size, 0) for size in value.shape)
-            if 0 in shape or value.type not in _DTYPES:
-                raise InputError(
-                    f"output {value.name}: {value.type} {value.shape}, expected a tensor of a shape that is known",
-                    fix="export it with a fixed batch",
-                )
-            found[value.name] = shape
-        return found
+        if self._calls is None:
+            return dict(zip(self.outputs, self.engine.run(None, dict(feeds)), strict=True))
+        return dict(zip(self.outputs, self._calls.run(feeds), strict=True))
+
+    def bind(self, feeds: Feeds) -> Callable[[], None]:
+        """Inputs and outputs stay where the engine computes. On CUDA a `DeviceCall`: copies are not part of the call.
+
+        Raises:
+            DeviceMemoryError: no room on the GPU.
+            InputError: under a CUDA graph, an output whose shape is not known before a run.
+        """
+        if self._calls is not None:
+            return self._calls.bind_sets([feeds])
+        import onnxruntime
+
+        binding = self.engine.io_binding()
+        for name, array in feeds.items():
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cpu", 0)
+            binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            binding.bind_output(name, "cpu")
+        return functools.partial(self.engine.run_with_iobinding, binding)
+
+    def bind_sets(self, sets: Sequence[Feeds]) -> DeviceCall:
+        """As `bind` on CUDA, but each run takes the next of several inputs. Raises as `bind`.
+
+        Raises:
+            InputError: the session is on the CPU, or no set was given.
+        """
+        if self._calls is None:
+            raise InputError(f"inputs in turn are bound on a GPU, this session is on {self._provider}")
+        return self._calls.bind_sets(sets)
+
+    def fail(self, error: Exception, *, batch: int | None) -> NoReturn:
+        """Raise what went wrong in a run on the GPU; out of memory, give back first what the session holds there."""
+        found = told(error, doing=f"running {self._title}", batch=batch, needs=built_for())
+        if found is None:
+            raise error
+        if isinstance(found, DeviceMemoryError):
+            error.__traceback__ = None  # its frames hold the inputs that are on the device
+            if self._calls is not None:
+                self._calls.forget()
+            self.engine = Closed(found)
+        raise found from None
 
     def end_profile(self) -> tuple[ProfiledNode, ...]:
         """Time of each node in the runs up to now; there is no profile after that.
@@ -192,7 +199,7 @@ class OrtSession:
         """
         from cspdeploy.runtimes.ort_profile import read_profile
 
-        name = self._session.end_profiling()
+        name = self.engine.end_profiling()
         if not name:
             raise InputError("the session was opened without a profile")
         path = Path(name)
@@ -202,71 +209,55 @@ class OrtSession:
             path.unlink(missing_ok=True)
 
 
-def _read_assignment(session: onnxruntime.InferenceSession) -> tuple[PlacedNode, ...]:
-    """Nodes with their providers, from the engine's own record (ONNX Runtime 1.23 and later; else empty)."""
-    try:
-        subgraphs = session.get_provider_graph_assignment_info()
-    except (AttributeError, RuntimeError):
-        return ()
-    return tuple(
-        PlacedNode(provider=subgraph.ep_name, node=node.name, operator=node.op_type)
-        for subgraph in subgraphs
-        for node in subgraph.get_nodes()
-    )
-
-
-def find_copies(path: Path, *, provider: str) -> tuple[PlacedNode, ...]:
-    """The copies to and from the host in a graph that the engine has written after placing it on `provider`.
-
-    Raises:
-        InputError: not an ONNX file.
-    """
-    from cspdeploy.core.onnx_graph import read_onnx, walk_nodes
-
-    return tuple(
-        PlacedNode(provider=provider, node=node.name, operator=node.operator)
-        for node in walk_nodes(read_onnx(path).graph)
-        if node.operator in ("MemcpyFromHost", "MemcpyToHost")
-    )
-
-
-def _missing(provider: str) -> tuple[str, str] | None:
-    if importlib.util.find_spec("onnxruntime") is None:
-        extra = "cpu" if provider == CPU else "gpu"
-        return "onnxruntime is not installed", f"pip install 'cspdeploy[{extra}]'"
-    if provider == CPU:
-        return None
-    import onnxruntime
-
-    if provider not in onnxruntime.get_available_providers():
-        return (
-            f"this onnxruntime has no {provider} (it has {', '.join(onnxruntime.get_available_providers())})",
-            "pip uninstall onnxruntime && pip install 'cspdeploy[gpu]'",
-        )
-    return None
-
-
-def _open(provider: str, request: SessionRequest) -> OrtSession:
+def open_on(provider: str, request: SessionRequest, *, file: TensorrtFile | None = None) -> OrtSession:
+    """A session for a request. Raises as `Runtime.open`."""
     require_openable(request)
-    if provider == CUDA:
-        import onnxruntime
-
-        if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and later
-            onnxruntime.preload_dlls()  # CUDA and cuDNN from the Python packages, where they are installed
+    _prepare(provider)
     model = request.path if request.data is None else request.data
     try:
         return OrtSession(
             model, provider=provider, optimise=request.optimise, tf32=request.tf32,
             num_threads=request.num_threads, profile=request.profile, cuda_graph=request.cuda_graph,
+            cuda=request.cuda, file=file,
         )  # fmt: skip
     except CspDeployError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
-        raise refusal(error, request) from error
+        raise _on_gpu(error, provider, request) or refusal(error, request) from error
 
 
-def _probe(provider: str) -> None:
-    session = OrtSession(_PROBE_MODEL, provider=provider)
+def _on_gpu(error: Exception, provider: str, request: SessionRequest) -> CspDeployError | None:
+    """Why it was not opened, where the reason is the GPU, its libraries or its graphs; else None."""
+    if provider not in ON_GPU:
+        return None
+    return library_refusal(error, provider) or gpu_refusal(error, request, needs=built_for())
+
+
+def _prepare(provider: str) -> None:
+    """Look at the GPU's driver and load its libraries, where the provider is one of a GPU."""
+    import onnxruntime
+
+    if provider in ON_GPU and provider in onnxruntime.get_available_providers():
+        problem = find_driver_problem(built_for())
+        if problem is not None:
+            raise RuntimeUnavailableError(f"asked for {provider}: {problem[0]}", fix=problem[1])
+        preload_libraries()
+
+
+def probe_provider(provider: str) -> None:
+    """Compute 1.5 + 1.5.
+
+    Raises:
+        RuntimeUnavailableError: the provider is not to be had, or computes it wrongly.
+    """
+    _prepare(provider)
+    try:
+        session = OrtSession(_PROBE_MODEL, provider=provider)
+    except CspDeployError:
+        raise
+    except Exception as error:  # as above
+        request = SessionRequest(path=Path("the probe's model"))
+        raise _on_gpu(error, provider, request) or error from error
     x = np.array([1.5], np.float32)
     if session.run({"x": x})["y"] != x + x:
         raise RuntimeUnavailableError(f"{provider} computes 1.5 + 1.5 wrongly", fix="cspdeploy doctor")
@@ -278,7 +269,7 @@ def open_cpu_session(path: Path) -> OrtSession:
     Raises:
         InputError: the file cannot be read, or its data lies outside its folder.
     """
-    return _open(CPU, SessionRequest(path=path))
+    return open_on(CPU, SessionRequest(path=path))
 
 
 RUNTIMES = tuple(
@@ -286,9 +277,11 @@ RUNTIMES = tuple(
         name=name, device=device, formats=frozenset({"onnx", "ort"}), precisions=frozenset({"fp32", "fp16", "int8"}),
         timed=True,
         notes=_CPU_NOTES if provider == CPU and platform.machine() not in _HALF_MACHINES else {},
-        missing=functools.partial(_missing, provider),
-        probe=functools.partial(_probe, provider),
-        open=functools.partial(_open, provider), modules=("onnxruntime",), takes_bytes=True, concurrent=True,
+        missing=functools.partial(missing_provider, provider),
+        probe=functools.partial(probe_provider, provider),
+        open=functools.partial(open_on, provider), modules=("onnxruntime",), takes_bytes=True,
+        # On CUDA all runs of a session share one stream, and its captured graph one set of addresses.
+        concurrent=provider == CPU,
     )
     for name, device, provider in (("ort-cpu", "cpu", CPU), ("ort-cuda", "cuda", CUDA))
 )  # fmt: skip

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from cspdeploy.core.errors import InputError
+from cspdeploy.core.errors import CspDeployError, DeviceMemoryError, InputError
 from cspdeploy.core.onnx_file import check_external_data, data_locations
 from cspdeploy.runtimes.base import SessionRequest
+from cspdeploy.runtimes.cuda_errors import told
 from cspdeploy.runtimes.ort_versions import read_model, require_readable, told_too_old
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["refusal", "require_openable", "session_options"]
+__all__ = ["Closed", "gpu_refusal", "refusal", "require_openable", "session_options"]
 
 MAX_REASON = 240
 """Characters of the engine's own message that an error shows."""
 _ORT_FORMAT = b"ORTM"
+# "This session cannot use the graph capture feature as requested by the user as ..."; before 1.19 "the CUDA Graph
+# feature". The rest says why: control flow, nodes on the CPU, copies.
+_NO_CAPTURE = re.compile(r"cannot use the (?:graph capture|CUDA Graph) feature as requested by the user\s+(?:as )?(.*)")
+
+
+class Closed:
+    """In place of an engine's session that ran out of memory: whatever is asked of it says so."""
+
+    def __init__(self, error: DeviceMemoryError) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise DeviceMemoryError(f"{self._error.message}; the session was closed", fix=self._error.fix)
 
 
 def require_openable(request: SessionRequest) -> None:
@@ -60,6 +75,22 @@ def refusal(error: Exception, request: SessionRequest) -> InputError:
     told = " ".join(str(error).split())
     reason = told if len(told) <= MAX_REASON else f"...{told[-MAX_REASON:]}"
     return InputError(f"{request.path}: ONNX Runtime cannot open it ({reason})", fix=f"cspdeploy check {request.path}")
+
+
+def gpu_refusal(error: Exception, request: SessionRequest, *, needs: str = "") -> CspDeployError | None:
+    """Why the engine did not open it on a GPU, where the reason is the GPU or its graphs; else None.
+
+    Args:
+        needs: the CUDA version that the engine was built for.
+    """
+    text = " ".join(str(error).split())
+    graph = _NO_CAPTURE.search(text)
+    if graph is not None:
+        return InputError(
+            f"{request.path}: cannot be captured as a CUDA graph: {graph[1][:MAX_REASON]}",
+            fix="run it without a CUDA graph; cspdeploy verify lists the nodes that are not on CUDA",
+        )
+    return told(error, doing=f"opening {request.path}", needs=needs, device=request.cuda.device)
 
 
 def session_options(*, optimise: bool, num_threads: int = 0, profile: Path | None = None) -> onnxruntime.SessionOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import Any
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.runtimes.base import Runtime, SessionRequest
@@ -16,18 +17,27 @@ NOTE = "run node by node as PyTorch's eager mode; compile it for speed"
 
 
 def _open(device: str, request: SessionRequest) -> TorchSession:
+    from cspdeploy.runtimes.torch_cuda import opening
+    from cspdeploy.runtimes.torch_variants import refuse_variants
+
+    refuse_variants(request, what="a .pt2 file")
+    module = _load(request)
+    with opening(device, request) as place:
+        return TorchSession(module.to(place), device=device, request=request)
+
+
+def _load(request: SessionRequest) -> Any:
     import torch
 
     program = plain_program(request.path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch about its own files
-            module = torch.export.load(program).module().to(device)
+            return torch.export.load(program).module()
     except Exception as error:  # what a broken archive makes torch raise shares no base class but this one
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{request.path}: not a .pt2 file that this torch reads ({reason})",
                          fix="export it again") from error  # fmt: skip
-    return TorchSession(module, device=device, request=request)
 
 
 RUNTIMES = tuple(

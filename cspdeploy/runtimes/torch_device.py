@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
 from cspdeploy.core.types import PlacedNode
-from cspdeploy.runtimes.base import Feeds, Outputs, ProfiledNode, SessionRequest
+from cspdeploy.runtimes.base import DeviceCall, Feeds, Outputs, ProfiledNode, SessionRequest
+from cspdeploy.runtimes.cuda_driver import find_driver_problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cspdeploy.runtimes.torch_cuda import TorchGpuCalls
 
 __all__ = ["TorchSession", "missing_torch", "probe_torch"]
 
+_IMAGE_RANK = 4
 UNPROFILED_RUNS = 5
 """TorchScript records types in its first runs and specialises in the next ones, which takes longer than all others."""
 
@@ -19,54 +27,102 @@ UNPROFILED_RUNS = 5
 class TorchSession:
     """A callable of tensors on a device. Float32 means float32 unless TF32 is asked for.
 
-    TF32 and threads are settings of the whole process, so that sessions that differ in them need one each.
+    TF32, cuDNN's search and threads are settings of the whole process, so that sessions that differ in them need one
+    each. On a GPU a session that runs out of memory is closed with all that it holds there: later calls say so.
 
     Args:
         compute: tensors in the order of the inputs to one tensor, or to a tuple of them.
-        request: names of the outputs, which PyTorch modules do not carry; TF32, threads, profile.
+        request: names of the outputs, which PyTorch modules do not carry; TF32, threads, profile; how inputs are laid
+            out and in which type (`cuda`).
+
+    Raises:
+        InputError: a CUDA graph on the CPU.
     """
 
     def __init__(self, compute: Callable[..., Any], *, device: str, request: SessionRequest) -> None:
         import torch
 
-        if request.cuda_graph:
-            raise InputError("CUDA graphs are captured by ONNX Runtime alone", fix="--runtime ort-cuda")
+        if request.cuda_graph and device != "cuda":
+            raise InputError(f"a CUDA graph was asked for on {device}", fix="--runtime torch-cuda")
         self.placement: dict[str, int] = {}
         self.nodes: tuple[PlacedNode, ...] = ()
+        self.settings: dict[str, str] = {}
         self._num_runs = 0
-        self._compute, self._device, self._outputs = compute, device, request.outputs
+        self._outputs, self._options = request.outputs, request.cuda
+        self._device = f"cuda:{request.cuda.device}" if device == "cuda" else device
+        self._calls: TorchGpuCalls | None = None
         if device == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = request.tf32
-            torch.backends.cudnn.allow_tf32 = request.tf32
+            self._calls = self._on_gpu(compute, request)
+        else:
+            self._compute = compute
+        self.settings |= _variant_settings(request)
         if request.num_threads:
             torch.set_num_threads(request.num_threads)
         self._profiler = _make_profiler(device) if request.profile is not None else None
 
+    def _on_gpu(self, compute: Callable[..., Any], request: SessionRequest) -> TorchGpuCalls:
+        from cspdeploy.runtimes.torch_cuda import TorchGpuCalls, set_process, settings_of
+
+        set_process(request)
+        self.settings = settings_of(request)
+        return TorchGpuCalls(compute, place=self._placed, request=request, count_run=self._count_run)
+
     def run(self, feeds: Feeds) -> Outputs:
-        """Host arrays in, host arrays out."""
+        """Host arrays in, host arrays out. With a CUDA graph: by replaying it.
+
+        Raises:
+            DeviceMemoryError: no room on the GPU.
+        """
         import torch
 
         self._count_run()
-        with torch.inference_mode():
-            tensors = [torch.from_numpy(array).to(self._device) for array in feeds.values()]
-            found = self._compute(*tensors)
-            found = (found,) if isinstance(found, torch.Tensor) else found
-            return {name: value.cpu().numpy() for name, value in zip(self._outputs, found, strict=True)}
+        found: Any
+        if self._calls is not None:
+            found = self._calls.run(feeds)
+        else:
+            with torch.inference_mode():
+                found = self._compute(*self._placed(feeds))
+        found = (found,) if isinstance(found, torch.Tensor) else found
+        return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
 
     def bind(self, feeds: Feeds) -> Callable[[], None]:
-        """Inputs lie on the device already; the callable waits for it."""
+        """Inputs lie on the device already; on CUDA a `DeviceCall`, which waits for it. Raises as `run`."""
         import torch
 
-        tensors = [torch.from_numpy(array).to(self._device) for array in feeds.values()]
+        if self._calls is not None:
+            return self._calls.bind_sets([feeds])
+        tensors = self._placed(feeds)
 
         def compute() -> None:
             self._count_run()
             with torch.inference_mode():
                 self._compute(*tensors)
-                if self._device == "cuda":
-                    torch.cuda.synchronize()
 
         return compute
+
+    def bind_sets(self, sets: Sequence[Feeds]) -> DeviceCall:
+        """As `bind` on CUDA, but each run takes the next of several inputs. Raises as `run`.
+
+        Raises:
+            InputError: the session is on the CPU, or no set was given.
+        """
+        if self._calls is None:
+            raise InputError(f"inputs in turn are bound on a GPU, this session is on {self._device}")
+        return self._calls.bind_sets(sets)
+
+    def _placed(self, feeds: Feeds) -> list[Tensor]:
+        """Tensors on the device, in the order of the inputs, as the network takes them."""
+        import torch
+
+        tensors = [torch.from_numpy(array).to(self._device) for array in feeds.values()]
+        if self._options.half:
+            tensors = [tensor.half() if tensor.is_floating_point() else tensor for tensor in tensors]
+        if self._options.channels_last:
+            tensors = [
+                tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == _IMAGE_RANK else tensor
+                for tensor in tensors
+            ]  # fmt: skip
+        return tensors
 
     def _count_run(self) -> None:
         self._num_runs += 1
@@ -87,15 +143,25 @@ class TorchSession:
             )  # fmt: skip
         profiler, self._profiler = self._profiler, None
         profiler.stop()
-        field = "self_device_time_total" if self._device == "cuda" else "self_cpu_time_total"
+        field = "self_device_time_total" if self._calls is not None else "self_cpu_time_total"
         found = [
             ProfiledNode(
-                node=event.key, operator=event.key, provider=self._device, num_calls=event.count / num_runs,
-                ms=getattr(event, field) / 1e3 / num_runs,
+                node=event.key, operator=event.key, provider=self._device.partition(":")[0],
+                num_calls=event.count / num_runs, ms=getattr(event, field) / 1e3 / num_runs,
             )
             for event in profiler.key_averages()
         ]  # fmt: skip
         return tuple(sorted(found, key=lambda node: -node.ms))
+
+
+def _variant_settings(request: SessionRequest) -> dict[str, str]:
+    """What differs from the network as it is; empty where nothing does."""
+    cuda = request.cuda
+    found = {
+        "memory_format": "channels_last" if cuda.channels_last else "", "dtype": "float16" if cuda.half else "",
+        "compile": cuda.compile,
+    }  # fmt: skip
+    return {name: value for name, value in found.items() if value}
 
 
 def _make_profiler(device: str) -> Any:
@@ -114,10 +180,15 @@ def missing_torch(device: str) -> tuple[str, str] | None:
             import torch
         except (ImportError, OSError) as error:
             return f"torch cannot be imported ({str(error)[:120]})", "install torch again"
-        if not torch.cuda.is_available():
-            if torch.version.cuda is None:
-                return "this torch is built without CUDA", "install a CUDA build of torch"
-            return f"torch is built for CUDA {torch.version.cuda} and finds no device", "nvidia-smi"
+        if torch.version.cuda is None:
+            return "this torch is built without CUDA", "install a CUDA build of torch"
+        problem = find_driver_problem(torch.version.cuda)
+        if problem is not None:
+            return problem
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch about the driver, which the answer is of
+            if not torch.cuda.is_available():
+                return f"torch is built for CUDA {torch.version.cuda} and finds no device", "nvidia-smi"
     return None
 
 

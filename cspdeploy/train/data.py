@@ -14,6 +14,7 @@ from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.preprocess import normalise
 from cspdeploy.core.spec import Preprocess
 from cspdeploy.train.augment import augment
+from cspdeploy.train.share import Share
 
 __all__ = ["BatchLoader", "measure_mean_std"]
 
@@ -44,33 +45,42 @@ class BatchLoader:
         full, rest = divmod(len(self.data), self.batch)
         return max(full, 1) if training else full + (rest > 0)
 
-    def epoch(self, *, seed: tuple[int, int]) -> Iterator[Batch]:
-        """Shuffled and augmented, the same for the same seed (seed, epoch)."""
+    def epoch(self, *, seed: tuple[int, int], share: Share = Share()) -> Iterator[Batch]:  # noqa: B008  # frozen
+        """Shuffled and augmented, the same for the same seed (seed, epoch); of each batch the part of `share`.
+
+        The parts of all workers together are the batch of one, to the bit.
+        """
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(self.data))
         chosen = [order[i * self.batch : (i + 1) * self.batch] for i in range(self.num_batches(training=True))]
-        return self._ahead(chosen, rng)
+        return self._ahead(chosen, rng, share)
 
-    def in_order(self) -> Iterator[Batch]:
-        """Every image once, as it is."""
-        return self._ahead(list(self.data.batches(self.batch)), None)
+    def in_order(self, *, share: Share = Share()) -> Iterator[Batch]:  # noqa: B008  # frozen
+        """Every image once, as it is; of several workers each takes whole batches, by turns."""
+        chosen = [indices for i, indices in enumerate(self.data.batches(self.batch)) if share.takes(i)]
+        return self._ahead(chosen, None, Share())
 
-    def _ahead(self, chosen: list[npt.NDArray[np.int64]], rng: np.random.Generator | None) -> Iterator[Batch]:
+    def _ahead(
+        self, chosen: list[npt.NDArray[np.int64]], rng: np.random.Generator | None, share: Share
+    ) -> Iterator[Batch]:
+        if not chosen:
+            return
         with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(self._make, chosen[0], rng)
+            pending = pool.submit(self._make, chosen[0], rng, share)
             for indices in chosen[1:]:
                 ready = pending.result()
-                pending = pool.submit(self._make, indices, rng)
+                pending = pool.submit(self._make, indices, rng, share)
                 yield ready
             yield pending.result()
 
-    def _make(self, indices: npt.NDArray[np.int64], rng: np.random.Generator | None) -> Batch:
-        cached = self._cache
-        images = cached[indices] if cached is not None else self.data.resized(indices, self.contract)
+    def _make(self, indices: npt.NDArray[np.int64], rng: np.random.Generator | None, share: Share) -> Batch:
+        part = share.of(len(indices))
+        own, cached = indices[part], self._cache
+        images = cached[own] if cached is not None else self.data.resized(own, self.contract)
         if rng is not None:
-            images = augment(images, rng)
+            images = augment(images, rng, part=part, num=len(indices))
         x_NCHW = torch.from_numpy(normalise(images, self.contract))
-        return x_NCHW.contiguous(memory_format=torch.channels_last), torch.from_numpy(self.data.classes[indices])
+        return x_NCHW.contiguous(memory_format=torch.channels_last), torch.from_numpy(self.data.classes[own])
 
 
 Triple = tuple[float, float, float]

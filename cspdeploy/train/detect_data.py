@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from cspdeploy.core.preprocess import load_image, normalise, resize_image
 from cspdeploy.core.spec import Preprocess
 from cspdeploy.train.detect_augment import BoxedImage, augment_one, make_mosaic
 from cspdeploy.train.detect_loss import IGNORED
+from cspdeploy.train.share import Share
 
 __all__ = ["BoxLoader", "to_input"]
 
@@ -28,6 +30,8 @@ MAX_CACHE_BYTES = 2 << 30
 """Resized pictures are kept in memory up to this size; those of a larger set are decoded again each time."""
 MOSAIC_SHARE = 0.5
 """Of the pictures of an epoch; the others are whole, as those of the application will be."""
+
+T = TypeVar("T")
 
 Batch = tuple[Tensor, Tensor]
 UInt8Array = npt.NDArray[np.uint8]
@@ -71,23 +75,39 @@ class BoxLoader:
         full, rest = divmod(len(self.data), self.batch)
         return max(full, 1) if training else full + (rest > 0)
 
-    def epoch(self, *, seed: tuple[int, int]) -> Iterator[Batch]:
-        """Shuffled and augmented, the same for the same seed (seed, epoch)."""
-        rng = np.random.default_rng(seed)
-        share = MOSAIC_SHARE if seed[1] < self.mosaic_epochs else 0.0
-        order = rng.permutation(len(self.data)).tolist()
-        chosen = [order[i * self.batch : (i + 1) * self.batch] for i in range(self.num_batches(training=True))]
+    def epoch(self, *, seed: tuple[int, int], share: Share = Share()) -> Iterator[Batch]:  # noqa: B008  # frozen
+        """Shuffled and augmented, the same for the same seed (seed, epoch); of each batch the part of `share`.
 
-        def make(indices: Sequence[int]) -> Batch:
-            return self._batch([self._augmented(index, rng, share) for index in indices])
+        Each picture of the epoch has random numbers of its own, by its place in it: a worker prepares its part and
+        nothing else, and the parts of all workers together are the batch of one, to the bit.
+        """
+        mosaics = MOSAIC_SHARE if seed[1] < self.mosaic_epochs else 0.0
+        order = np.random.default_rng(seed).permutation(len(self.data)).tolist()
+        starts = [i * self.batch for i in range(self.num_batches(training=True))]
 
-        return _ahead(make, chosen)
+        def make(start: int) -> Batch:
+            part = share.of(len(order[start : start + self.batch]))
+            places = range(start + part.start, start + part.stop)
+            # From 1 on: a trailing zero seeds as if it were not there, with the numbers that the order is drawn from.
+            generators = (np.random.default_rng((*seed, at + 1)) for at in places)
+            return self._batch(
+                [self._augmented(order[at], rng, mosaics) for at, rng in zip(places, generators, strict=True)]
+            )
 
-    def in_order(self) -> Iterator[Batch]:
-        """Every picture once, as it is."""
-        everything = range(len(self.data))
-        chosen = [everything[start : start + self.batch] for start in range(0, len(self.data), self.batch)]
-        return _ahead(lambda indices: self._batch([self.boxed(index) for index in indices]), chosen)
+        return _ahead(make, starts)
+
+    def in_order(self, *, share: Share = Share()) -> Iterator[Batch]:  # noqa: B008  # frozen
+        """Every picture once, as it is; of several workers each takes whole batches, by turns."""
+        return _ahead(lambda indices: self._batch([self.boxed(index) for index in indices]), self._in_order(share))
+
+    def indices_in_order(self, *, share: Share = Share()) -> list[int]:  # noqa: B008  # frozen
+        """Which pictures `in_order` gives."""
+        return [index for indices in self._in_order(share) for index in indices]
+
+    def _in_order(self, share: Share) -> list[range]:
+        num = len(self.data)
+        starts = range(0, num, self.batch)
+        return [range(start, min(start + self.batch, num)) for i, start in enumerate(starts) if share.takes(i)]
 
     def boxed(self, index: int) -> BoxedImage:
         """Picture `index` at the contract's size; boxes that do not count have the class `IGNORED`."""
@@ -133,12 +153,14 @@ class BoxLoader:
         return x_NCHW, torch.from_numpy(np.concatenate(rows).astype(np.float32))
 
 
-def _ahead(make: Callable[[Sequence[int]], Batch], chosen: Sequence[Sequence[int]]) -> Iterator[Batch]:
-    """One batch is made while the one before is used. One thread: the random numbers come in one order."""
+def _ahead(make: Callable[[T], Batch], chosen: Sequence[T]) -> Iterator[Batch]:
+    """One batch is made while the one before is used."""
+    if not chosen:
+        return
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(make, chosen[0])
-        for indices in chosen[1:]:
+        for one in chosen[1:]:
             ready = pending.result()
-            pending = pool.submit(make, indices)
+            pending = pool.submit(make, one)
             yield ready
         yield pending.result()

@@ -39,6 +39,7 @@ from cspdeploy.train.job import (
     write_and_read_back,
 )  # fmt: skip
 from cspdeploy.train.loop import Progress, write_curve
+from cspdeploy.train.workers import NO_WORKERS, Workers
 
 __all__ = ["DetectionTrainingReport", "detector_spec", "train_detection_model"]
 
@@ -84,43 +85,55 @@ def train_detection_model(
     command: str,
     resume: bool = False,
     overwrite: bool = False,
+    workers: Workers = NO_WORKERS,
     progress: Progress = lambda what, done, total: None,
 ) -> DetectionTrainingReport:
     """Train the detector of `spec` on a labelled folder and write `models/<name>/` in one rename.
 
-    The number of classes and the anchors are those of the data, whatever `spec` has.
+    Of several workers the first one writes; the report is the same on all of them. The number of classes and the
+    anchors are those of the data, whatever `spec` has.
 
     Args:
         data: a folder (`cspdeploy.train.detect_folder.open_boxes`).
         models: where the model's folder goes; the checkpoint of the run lies beside it, in `.<name>.run/`.
         command: the command line, kept in spec.json.
+        workers: this process among those that train together; their number has to divide the batch.
 
     Raises:
-        InputError: bad data, a model or an unfinished run already there, or a loss that is not finite.
+        InputError: bad data, a model or an unfinished run already there, a batch that cannot be divided, or a loss that
+            is not finite.
+        CspDeployError: as `cspdeploy.train.loop.run_epochs`.
     """
     folder, run = models / spec.name, models / f".{spec.name}.run"
     require_free(folder, run, resume=resume, overwrite=overwrite)
     training, testing = (open_boxes(data, split=split) for split in ("train", "test"))
     if training.labels != testing.labels:
         raise InputError(f"{data}: train and val have different classes", fix="give both the same class names")
+    workers.require_batch(recipe.batch, num_images=len(training))
     contract = spec.preprocess
     loader = BoxLoader(training, contract, batch=recipe.batch, mosaic_epochs=recipe.mosaic_epochs)
     judge = BoxLoader(testing, contract, batch=recipe.batch)
     progress(f"reading {len(training)} + {len(testing)} images", 0, 1)
     anchors = find_anchors(loader.sizes(), _num_anchors(spec), seed=recipe.seed)
     spec = fitted(spec, num_classes=len(training.labels), anchors=anchors)
-    average, curve = train_detector(
+    average, curve, places = train_detector(
         spec, recipe, training=loader, testing=judge, checkpoint=run / CHECKPOINT_FILE, resume=resume,
-        progress=progress,
+        workers=workers, progress=progress,
     )  # fmt: skip
     provenance = Provenance(
         source="trained", origin=f"{spec.name} on {training.name}", dataset=training.name, command=command
     )
     finished = run / "model"
-    accuracy = _write_model(finished, spec, average, training=loader, testing=judge, provenance=provenance)
-    write_curve(finished / CURVE_FILE, recipe, curve, num_images=len(training))
-    replace_folder(finished, folder)
-    shutil.rmtree(run)
+    reread, weights = write_and_read_back(finished, spec, average, workers=workers)
+    accuracy = _measure(reread, spec, judge, workers)
+    if workers.is_first:
+        done = dataclasses.replace(provenance, weights_sha256=file_sha256(weights), accuracy=accuracy)
+        write_spec(finished, dataclasses.replace(spec, provenance=done))
+        write_text(finished / LABELS_FILE, "\n".join(training.labels) + "\n")
+        write_calibration(finished / CALIBRATION_FILE, _calibration_images(training, loader))
+        write_curve(finished / CURVE_FILE, recipe, curve, num_images=len(training), places=places)
+        replace_folder(finished, folder)
+        shutil.rmtree(run)
     return DetectionTrainingReport(
         folder=str(folder), accuracy=accuracy, anchors=anchors, curve=tuple(curve),
         anchor_overlap=mean_best_overlap(loader.sizes(), anchors),
@@ -161,20 +174,13 @@ def _fitted_cfg(
     return dataclasses.replace(config, layers=tuple(layers))
 
 
-def _write_model(
-    folder: Path, spec: ModelSpec, model: torch.nn.Module, *, training: BoxLoader, testing: BoxLoader,
-    provenance: Provenance,
-) -> Accuracy:  # fmt: skip
-    weights, reread = write_and_read_back(folder, spec, model)
-    found = measure_map(reread, cast("Detection", spec.detection), testing, num_classes=spec.num_classes)
-    accuracy = Accuracy(
+def _measure(model: torch.nn.Module, spec: ModelSpec, testing: BoxLoader, workers: Workers) -> Accuracy:
+    found = measure_map(
+        model, cast("Detection", spec.detection), testing, num_classes=spec.num_classes, workers=workers
+    )
+    return Accuracy(
         dataset=testing.data.name, num_images=found.num_images, map50=round(found.map50, 5), map=round(found.map, 5)
     )
-    done = dataclasses.replace(provenance, weights_sha256=file_sha256(weights), accuracy=accuracy)
-    write_spec(folder, dataclasses.replace(spec, provenance=done))
-    write_text(folder / LABELS_FILE, "\n".join(training.data.labels) + "\n")
-    write_calibration(folder / CALIBRATION_FILE, _calibration_images(training.data, training))
-    return accuracy
 
 
 def _calibration_images(data: LabelledBoxes, loader: BoxLoader) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -1,7 +1,8 @@
 """How a detector is trained: any network that has a `Detection`, from fresh weights.
 
-AdamW under a learning rate that warms up and falls as a cosine, bfloat16 autocast on the CPU, an exponential moving
-average of the weights, which is what is evaluated and kept, and mean average precision after each epoch.
+AdamW under a learning rate that warms up and falls as a cosine, autocast to a half type, an exponential moving average
+of the weights, which is what is evaluated and kept, and mean average precision after each epoch. On one worker or
+several, on CPUs or GPUs (`cspdeploy.train.workers`).
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ from cspdeploy.nets.detection import DecodedDetector
 from cspdeploy.nets.registry import build
 from cspdeploy.train.detect_data import BoxLoader
 from cspdeploy.train.detect_loss import DetectionLoss
+from cspdeploy.train.failures import explained
+from cspdeploy.train.feed import on_device
 from cspdeploy.train.gemm_conv import use_gemm_convolutions
-from cspdeploy.train.loop import BaseRecipe, Batches, Progress, Trainer, run_epochs
+from cspdeploy.train.loop import BaseRecipe, Batches, Progress, TrainedRun, Trainer, run_epochs
+from cspdeploy.train.precision import autocast, device_of
+from cspdeploy.train.workers import NO_WORKERS, Workers
 
 __all__ = ["DetectionRecipe", "DetectionRecord", "measure_map", "train_detector"]
 
@@ -77,46 +82,55 @@ class DetectionRecord:
 
 
 class _DetectorTrainer(Trainer):
-    """Of a detector from its start: AdamW, bfloat16."""
+    """Of a detector from its start: AdamW, a half type."""
 
     dtype = torch.bfloat16
+    targets_on_device = False  # the loss decides on the CPU which place finds which box
     record = DetectionRecord
     warm_up = 0.1
 
     def __init__(
-        self, spec: ModelSpec, recipe: DetectionRecipe, steps_per_epoch: int, *, data: JsonObject | None = None
+        self,
+        spec: ModelSpec,
+        recipe: DetectionRecipe,
+        steps_per_epoch: int,
+        *,
+        data: JsonObject | None = None,
+        workers: Workers = NO_WORKERS,
     ) -> None:
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed)  # drawn on the CPU: the same start on every device
         self.detection = cast("Detection", spec.detection)
-        model = build(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = build(spec)
         _start_empty(model, self.detection, spec.num_classes)
+        model = model.to(workers.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = copy.deepcopy(model)
-        use_gemm_convolutions(model)
+        if workers.device.type == "cpu":
+            use_gemm_convolutions(model)
         decayed = [p for p in model.parameters() if p.ndim > 1]
         free = [p for p in model.parameters() if p.ndim <= 1]
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}],
             lr=recipe.max_learning_rate, foreach=True,
         )  # fmt: skip
-        self._loss = DetectionLoss(self.detection, logits=_leave_out_sigmoids(model, self.detection))
+        logits = _leave_out_sigmoids(model, self.detection)
+        self._loss = DetectionLoss(self.detection, logits=logits, workers=workers)
         self._num_classes = spec.num_classes
         super().__init__(
             model, average, optimizer, recipe=recipe, steps_per_epoch=steps_per_epoch,
-            identity={"spec": to_json(spec), "data": data},
+            identity={"spec": to_json(spec), "data": data}, workers=workers,
         )  # fmt: skip
 
     def loss(self, x_NCHW: Tensor, classes: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            raw = self.model(x_NCHW)
-        return self._loss(raw, classes).total
+        return self._loss(self.predict(x_NCHW), classes).total
 
     def before_step(self) -> None:
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM, foreach=True)
 
     def evaluate(self, testing: Batches) -> dict[str, float]:
         found = measure_map(
-            self.average, self.detection, cast("BoxLoader", testing), num_classes=self._num_classes, dtype=self.dtype
-        )
+            self.average, self.detection, cast("BoxLoader", testing), num_classes=self._num_classes, dtype=self.dtype,
+            workers=self.workers,
+        )  # fmt: skip
         return {"test_map50": found.map50, "test_map": found.map}
 
 
@@ -174,7 +188,7 @@ class _Heads(nn.Module):
         self.network, self.dtype = network, dtype
 
     def forward(self, x_NCHW: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with autocast(x_NCHW.device, self.dtype):
             raw = self.network(x_NCHW)
         return tuple(head_NCHW.float() for head_NCHW in raw)
 
@@ -182,26 +196,34 @@ class _Heads(nn.Module):
 @torch.inference_mode()
 def measure_map(
     network: nn.Module, detection: Detection, testing: BoxLoader, *, num_classes: int,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32, workers: Workers = NO_WORKERS,
 ) -> MeanAveragePrecision:  # fmt: skip
-    """Mean average precision of a network of raw heads on a labelled set, in evaluation mode.
+    """Mean average precision of a network of raw heads on a labelled set, in evaluation mode, on its device.
 
     In the pixels of the pictures, boxes cut at their edges: as `verify --accuracy` has it of the exported files.
 
     Args:
-        dtype: float32, or bfloat16 to run under autocast.
+        dtype: float32, or a half type to run under autocast.
+        workers: that measure together: each finds the boxes of its batches, the first one counts them all, and the
+            figure is that of one worker.
     """
-    decoded = DecodedDetector(_Heads(network, dtype), detection).eval()
-    found: list[Boxes] = []
-    truths: list[TrueBoxes] = []
-    for x_NCHW, _ in testing.in_order():
-        boxes_NA4, scores_NAC = decoded(x_NCHW)
-        for boxes_A4, scores_AC in zip(boxes_NA4.numpy(), scores_NAC.numpy(), strict=True):
-            truth, width, height = testing.in_picture(len(truths))
+    device = device_of(network)
+    decoded = DecodedDetector(_Heads(network, dtype), detection).eval().to(device)
+    indices = iter(testing.indices_in_order(share=workers.share))
+    own: list[tuple[int, TrueBoxes, Boxes]] = []
+    for x_NCHW, _ in on_device(testing.in_order(share=workers.share), device, targets=False):
+        boxes_NA4, scores_NAC = (tensor.cpu().numpy() for tensor in decoded(x_NCHW))
+        for boxes_A4, scores_AC in zip(boxes_NA4, scores_NAC, strict=True):
+            index = next(indices)
+            truth, width, height = testing.in_picture(index)
             left = suppress(boxes_A4, scores_AC, MAP_SUPPRESSION)
-            truths.append(truth)
-            found.append(to_picture(left, testing.contract, width=width, height=height))
-    return average_precision(truths, found, num_classes)
+            own.append((index, truth, to_picture(left, testing.contract, width=width, height=height)))
+    found = sorted(workers.gather(own), key=lambda row: row[0])
+    judged: MeanAveragePrecision = workers.from_first(
+        average_precision([truth for _, truth, _ in found], [boxes for _, _, boxes in found], num_classes)
+        if workers.is_first else None
+    )  # fmt: skip
+    return judged
 
 
 def train_detector(
@@ -212,17 +234,18 @@ def train_detector(
     testing: BoxLoader,
     checkpoint: Path,
     resume: bool = False,
+    workers: Workers = NO_WORKERS,
     progress: Progress = lambda what, done, total: None,
-) -> tuple[nn.Module, list[DetectionRecord]]:
-    """Train the detector of `spec`, whose heads have their anchors.
-
-    Returns the averaged model in evaluation mode, and the curve.
+) -> TrainedRun:
+    """Train the detector of `spec`, whose heads have their anchors; on each worker the result is the same.
 
     Raises:
-        InputError: as `cspdeploy.train.loop.run_epochs`.
+        CspDeployError: as `cspdeploy.train.loop.run_epochs`.
     """
-    trainer = _DetectorTrainer(
-        spec, recipe, training.num_batches(training=True), data=describe_data(training.data, testing.data)
-    )
+    with explained(workers, batch=recipe.batch, kept=False):
+        trainer = _DetectorTrainer(
+            spec, recipe, training.num_batches(training=True), data=describe_data(training.data, testing.data),
+            workers=workers,
+        )  # fmt: skip
     run_epochs(trainer, training=training, testing=testing, checkpoint=checkpoint, resume=resume, progress=progress)
-    return trainer.average.eval(), trainer.curve
+    return TrainedRun(trainer.average.eval(), trainer.curve, trainer.places)

@@ -2,6 +2,8 @@
 
 Shapes: N images, M labelled boxes of all of them together, h x w cells of a head, P assigned places.
 Targets are `[M, 6]` float32: index of the image, class, left, top, right, bottom in pixels of the network's input.
+They may lie on the CPU while the maps are on a GPU: what finds what is decided where the targets are, since the number
+of places that it gives is needed there.
 Those of class `IGNORED` (difficult, crowds) are asked of no place, and a place that finds one is not told off.
 Sources: AlexeyAB/darknet, src/yolo_layer.c (forward_yolo_layer); CIoU: arXiv 1911.08287.
 """
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cspdeploy.core.detection.spec import Detection, DetectionHead
+from cspdeploy.train.workers import NO_WORKERS, Workers
 
 __all__ = ["IGNORED", "Assignment", "DetectionLoss", "LossParts", "assign", "ciou", "decode_maps"]
 
@@ -149,10 +152,13 @@ class DetectionLoss:
         detection: the heads, in the order of the maps.
         logits: the maps of heads with new_coords come without their sigmoid. In bfloat16 that is 1 from a logit of 6
             on, and the gradient of a place that is wrong and sure of it would be gone.
+        workers: that have a slice of the batch each. The loss is per place that is to find a box, and slices have
+            different numbers of those: each worker divides by their mean, so that the mean of the workers' losses, and
+            of their gradients, is that of the whole batch.
     """
 
-    def __init__(self, detection: Detection, *, logits: bool = False) -> None:
-        self.heads, self.logits = detection.heads, logits
+    def __init__(self, detection: Detection, *, logits: bool = False, workers: Workers = NO_WORKERS) -> None:
+        self.heads, self.logits, self._workers = detection.heads, logits, workers
 
     def __call__(self, raw: Sequence[Tensor], targets_M6: Tensor) -> LossParts:
         """The loss of a batch; without any labelled box, that of the objectness alone.
@@ -167,11 +173,12 @@ class DetectionLoss:
         ]
         everything_M6, targets_M6 = targets_M6, targets_M6[targets_M6[:, 1] != IGNORED]
         assigned = assign(targets_M6, self.heads, [(t.shape[2], t.shape[3]) for t in maps])
-        box = objectness = classes = torch.zeros(())
+        box = objectness = classes = maps[0].new_zeros(())
         for t, head, places in zip(maps, self.heads, assigned, strict=True):
             parts = _head_loss(t, head, places, targets_M6, everything_M6)
             box, objectness, classes = box + parts.box, objectness + parts.objectness, classes + parts.classes
-        num = max(1, sum(len(places.target) for places in assigned))
+        (total,) = self._workers.sums(sum(len(places.target) for places in assigned))
+        num = max(1, total) / self._workers.num
         return LossParts(
             box=BOX_WEIGHT * box / num,
             objectness=OBJECT_WEIGHT * objectness / num,
@@ -199,18 +206,26 @@ def _head_loss(
     t: Tensor, head: DetectionHead, places: Assignment, targets_M6: Tensor, everything_M6: Tensor
 ) -> LossParts:
     """`t` before any sigmoid; the targets that count, and those that are ignored as well."""
-    anchors_A2 = torch.tensor(head.anchors)
-    asked = (places.image, places.anchor, places.row, places.column)
-    picked_PK, wanted_P6 = t[asked], targets_M6[places.target]
-    boxes_P4 = decode_maps(_squashed(picked_PK, head), head, places.row, places.column, anchors_A2[places.anchor])
+    wanted_P6 = _beside(t, targets_M6[places.target])
+    anchors_A2 = _beside(t, torch.tensor(head.anchors))
+    image, anchor, row, column = asked = tuple(
+        _beside(t, index) for index in (places.image, places.anchor, places.row, places.column)
+    )
+    picked_PK = t[image, anchor, row, column]
+    boxes_P4 = decode_maps(_squashed(picked_PK, head), head, row, column, anchors_A2[anchor])
     box = (1 - ciou(boxes_P4, wanted_P6[:, 2:])).sum()
-    one_hot = functional.one_hot(wanted_P6[:, 1].long(), t.shape[-1] - 5).float()
+    one_hot = _beside(t, functional.one_hot(targets_M6[places.target, 1].long(), t.shape[-1] - 5).float())
     classes = _cross_entropy(picked_PK[:, 5:], one_hot).sum()
-    wanted_NAhw = torch.zeros(t.shape[:4])
+    wanted_NAhw = torch.zeros(t.shape[:4], device=t.device)
     wanted_NAhw[asked] = 1.0
     counts = _far_from_all(_squashed(t.detach(), head), head, anchors_A2, everything_M6) | (wanted_NAhw > 0)
-    objectness = _cross_entropy(t[..., 4], wanted_NAhw)[counts].sum()
+    objectness = torch.where(counts, _cross_entropy(t[..., 4], wanted_NAhw), 0.0).sum()
     return LossParts(box=box, objectness=objectness, classes=classes)
+
+
+def _beside(t: Tensor, host: Tensor) -> Tensor:
+    """Where `t` lies. From the CPU without waiting for the device: CUDA takes the values before the call returns."""
+    return host.to(t.device, non_blocking=True)
 
 
 def _cross_entropy(raw: Tensor, wanted: Tensor) -> Tensor:
@@ -224,11 +239,12 @@ def _far_from_all(t: Tensor, head: DetectionHead, anchors_A2: Tensor, targets_M6
 
     Of an ignored box by no more than `IGNORED_SHARE` of their own area.
     """
-    rows, columns = torch.arange(t.shape[2])[:, None], torch.arange(t.shape[3])[None]
+    rows = torch.arange(t.shape[2], device=t.device)[:, None]
+    columns = torch.arange(t.shape[3], device=t.device)[None]
     boxes = decode_maps(t, head, rows, columns, anchors_A2[:, None, None])
-    far = torch.ones(t.shape[:4], dtype=torch.bool)
+    far = torch.ones(t.shape[:4], dtype=torch.bool, device=t.device)
     for index in torch.unique(targets_M6[:, 0].long()).tolist():
-        true_M6 = targets_M6[targets_M6[:, 0].long() == index]
+        true_M6 = _beside(t, targets_M6[targets_M6[:, 0].long() == index])
         ignored_M = true_M6[:, 1] == IGNORED
         overlaps_PM = _overlaps(boxes[index].reshape(-1, 4), true_M6[:, 2:], own_M=ignored_M)
         limits_M = torch.where(ignored_M, IGNORED_SHARE, IGNORE_IOU)

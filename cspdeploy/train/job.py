@@ -29,6 +29,7 @@ from cspdeploy.nets.weights import load_weights, read_state_dict, write_safetens
 from cspdeploy.train.data import BatchLoader, measure_mean_std
 from cspdeploy.train.loop import EpochRecord, Progress, Recipe, train, write_curve
 from cspdeploy.train.metrics import measure_accuracy
+from cspdeploy.train.workers import NO_WORKERS, Workers
 
 __all__ = ["TrainingReport", "replace_folder", "require_free", "train_model", "write_and_read_back"]
 
@@ -56,18 +57,24 @@ def train_model(
     command: str,
     resume: bool,
     overwrite: bool,
+    workers: Workers = NO_WORKERS,
     progress: Progress = lambda what, done, total: None,
 ) -> TrainingReport:
     """Train the network `name` on `data` and write `models/<name>/` in one rename.
+
+    Of several workers the first one writes; the report is the same on all of them.
 
     Args:
         data: "fashion-mnist" or a folder (`cspdeploy.core.datasets.open_dataset`).
         models: where the model's folder goes; the checkpoint of the run lies beside it, in `.<name>.run/`.
         size_px: side of the square input; None: the data set's own, else the network's.
         command: the command line, kept in spec.json.
+        workers: this process among those that train together; their number has to divide the batch.
 
     Raises:
-        InputError: unknown network or data, a model or an unfinished run already there, or a loss that is not finite.
+        InputError: unknown network or data, a model or an unfinished run already there, a batch that cannot be divided,
+            or a loss that is not finite.
+        CspDeployError: as `cspdeploy.train.loop.run_epochs`.
     """
     network = find_network(name)
     if spec_of(network).task != "classify":
@@ -79,6 +86,7 @@ def train_model(
     training, testing = (open_dataset(data, split=split) for split in ("train", "test"))
     if training.labels != testing.labels:
         raise InputError(f"{data}: train and test have different classes", fix="give both the same class folders")
+    workers.require_batch(recipe.batch, num_images=len(training))
     side_px = DEFAULT_SIZE_PX.get(data, network.preprocess.height_px) if size_px is None else size_px
     if side_px < 1:
         raise InputError(f"--size: got {side_px} px, expected a positive number")
@@ -88,18 +96,25 @@ def train_model(
     spec = spec_of(network, num_classes=len(training.labels), preprocess=contract)
     progress(f"reading {len(training)} + {len(testing)} images", 0, 1)
     testing_loader = BatchLoader(testing, contract, batch=recipe.batch)
-    average, curve = train(
+    average, curve, places = train(
         spec, recipe, training=BatchLoader(training, contract, batch=recipe.batch), testing=testing_loader,
-        checkpoint=run / CHECKPOINT_FILE, resume=resume, progress=progress,
+        checkpoint=run / CHECKPOINT_FILE, resume=resume, workers=workers, progress=progress,
     )  # fmt: skip
     provenance = Provenance(
         source="trained", origin=f"{name} on {training.name}", dataset=training.name, command=command
     )
     finished = run / "model"
-    accuracy = _write_model(finished, spec, average, training=training, testing=testing_loader, provenance=provenance)
-    write_curve(finished / CURVE_FILE, recipe, curve, num_images=len(training))
-    replace_folder(finished, folder)
-    shutil.rmtree(run)
+    reread, weights = write_and_read_back(finished, spec, average, workers=workers)
+    top1, top5 = measure_accuracy(reread, testing_loader.in_order(share=workers.share), workers=workers)
+    accuracy = Accuracy(dataset=testing.name, num_images=len(testing), top1=top1, top5=top5)
+    if workers.is_first:
+        done = dataclasses.replace(provenance, weights_sha256=file_sha256(weights), accuracy=accuracy)
+        write_spec(finished, dataclasses.replace(spec, provenance=done))
+        write_text(finished / LABELS_FILE, "\n".join(training.labels) + "\n")
+        write_calibration(finished / CALIBRATION_FILE, _calibration_images(training, spec.preprocess))
+        write_curve(finished / CURVE_FILE, recipe, curve, num_images=len(training), places=places)
+        replace_folder(finished, folder)
+        shutil.rmtree(run)
     return TrainingReport(folder=str(folder), accuracy=accuracy, curve=tuple(curve))
 
 
@@ -117,29 +132,23 @@ def require_free(folder: Path, run: Path, *, resume: bool, overwrite: bool) -> N
         )
 
 
-def write_and_read_back(folder: Path, spec: ModelSpec, model: torch.nn.Module) -> tuple[Path, torch.nn.Module]:
-    """The FP16 weights into a new `folder`; gives their file, and the network as whoever loads it will have it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def write_and_read_back(
+    folder: Path, spec: ModelSpec, model: torch.nn.Module, *, workers: Workers = NO_WORKERS
+) -> tuple[torch.nn.Module, Path]:
+    """The FP16 weights into a new `folder`; gives the network as whoever loads it will have it, and their file.
+
+    Of several workers the first one writes and reads; all of them have the network, on their device.
+    """
     weights = folder / WEIGHTS_FILE
-    write_safetensors(weights, model, dtype=torch.float16)
     reread = build(spec)
-    load_weights(reread, read_state_dict(weights), source=str(weights))
-    return weights, reread
-
-
-def _write_model(
-    folder: Path, spec: ModelSpec, model: torch.nn.Module, *, training: LabelledImages, testing: BatchLoader,
-    provenance: Provenance,
-) -> Accuracy:  # fmt: skip
-    weights, reread = write_and_read_back(folder, spec, model)
-    top1, top5 = measure_accuracy(reread, testing.in_order())
-    accuracy = Accuracy(dataset=testing.data.name, num_images=len(testing.data), top1=top1, top5=top5)
-    done = dataclasses.replace(provenance, weights_sha256=file_sha256(weights), accuracy=accuracy)
-    write_spec(folder, dataclasses.replace(spec, provenance=done))
-    write_text(folder / LABELS_FILE, "\n".join(training.labels) + "\n")
-    write_calibration(folder / CALIBRATION_FILE, _calibration_images(training, spec.preprocess))
-    return accuracy
+    if workers.is_first:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_safetensors(weights, model, dtype=torch.float16)
+        load_weights(reread, read_state_dict(weights), source=str(weights))
+    reread.to(workers.device)
+    workers.copy_first(reread)
+    return reread, weights
 
 
 def _calibration_images(data: LabelledImages, contract: Preprocess) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -10,15 +10,19 @@ import onnx
 import pytest
 
 import cspdeploy.runtimes
-from cspdeploy.check import roofline
+from cspdeploy.check import bench_group, roofline
 from cspdeploy.check import worker as worker_module
-from cspdeploy.check.bench import BenchSettings, bench_subjects, feeds_of_batch
+from cspdeploy.check.bench import BenchReport, BenchSettings, bench_subjects, feeds_of_batch
+from cspdeploy.check.bench_group import BenchGroup
+from cspdeploy.check.gpu_record import record_of
 from cspdeploy.check.latency import LatencySettings
 from cspdeploy.check.loose_file import file_subject
 from cspdeploy.check.subject import bundle_subject
 from cspdeploy.core.codec import to_json
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
+from cspdeploy.core.gpu import GpuSummary, Spread
 from cspdeploy.runtimes import all_runtimes
+from cspdeploy.runtimes.base import CudaOptions, SessionRequest
 
 SHORT = LatencySettings(
     min_runs=5, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, max_warmup_seconds=0.0, lead_in_seconds=0.0, burst=1
@@ -183,3 +187,125 @@ def test_nothing_to_time(write: Callable[[str, str], Path]) -> None:
     subjects = [file_subject(write("fixed", FIXED), reference=False)]
     with pytest.raises(InputError, match="nothing could be timed"):
         bench_subjects([("files", subjects)], dataclasses.replace(QUICK, runtimes=("fp16-rounding",)))
+
+
+def _on_clocked(write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, **changes: object) -> BenchReport:
+    """An engine that computes here and says that it has a clock of its own, as one on a GPU does."""
+    for module in ("bench_group", "bench_parts"):  # a warm-up for a ramp that no clock here has
+        monkeypatch.setattr(f"cspdeploy.check.{module}.gpu_settings", lambda settings: SHORT)
+    subjects = [file_subject(write("free", FREE), reference=False)]
+    settings = dataclasses.replace(QUICK, **changes)  # type: ignore[arg-type]
+    try:
+        return bench_subjects([("files", subjects)], settings)
+    finally:
+        all_runtimes.cache_clear()
+
+
+@pytest.mark.usefixtures("faults")
+def test_device_time_is_beside_the_hosts(write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    report = _on_clocked(write, monkeypatch, runtimes=("ort-cpu", "clocked"), conv_search="exhaustive")
+    cpu, gpu = report.rows
+    assert (cpu.device, cpu.device_rounds_ms, cpu.inputs) == (None, (), "")
+    assert gpu.device is not None
+    assert gpu.timing is not None
+    assert gpu.device.ci_low_ms <= gpu.device.p50_ms <= gpu.device.ci_high_ms < gpu.timing.p50_ms
+    assert 0.4 < gpu.device.launch_share < 1
+    assert [len(found) for found in gpu.device_rounds_ms] == [len(found) for found in gpu.rounds_ms]
+    assert gpu.inputs == "rotated: 64 sets, 1 MB"
+    assert gpu.settings == {"graph": "False", "search": "exhaustive"}
+    assert "TF32 on, as in use" in gpu.note
+    assert cpu.note == ""
+    assert [found.runtime for found in report.copies] == ["clocked"]
+    assert report.gpus == ()  # nothing here tells of clocks
+    to_json(report)
+
+
+@pytest.mark.usefixtures("faults")
+def test_tf32_and_rotation_can_be_turned_off(
+    write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = _on_clocked(write, monkeypatch, runtimes=("clocked",), tf32=False, rotate=False)
+    assert (report.rows[0].note, report.rows[0].inputs) == ("", "")
+    assert report.settings["tf32"] is False
+
+
+@pytest.mark.usefixtures("faults")
+def test_gpu_without_room_for_the_batch_is_a_row_that_says_what_fits(
+    write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = _on_clocked(write, monkeypatch, runtimes=("clocked-small", "clocked"), batch=4096)
+    full, other = report.rows
+    assert (full.verdict, other.verdict, report.verdict) == ("error", "timed", "fail")
+    assert full.reason == "out of GPU memory (2.00 GiB asked for, 1.10 GiB free) (fix: --batch 4)"
+
+
+@pytest.mark.usefixtures("faults")
+def test_sweep_on_a_gpu_is_over_its_batches_and_survives_a_full_memory(
+    write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = _on_clocked(write, monkeypatch, runtimes=("clocked-small",), sweep=True)
+    assert [(cell.batch, bool(cell.images_per_s), bool(cell.reason)) for cell in report.sweep] == [
+        (1, True, False), (8, True, False), (32, False, True)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_variants_are_rows_of_their_own(tiny_bundle: Path) -> None:
+    """The eager network in both of its layouts; other runtimes have no such variant."""
+    subject = bundle_subject(tiny_bundle)
+    settings = dataclasses.replace(QUICK, runtimes=("torch-cpu", "ort-cpu"), variants=("channels-last",))
+    report = bench_subjects([("tiny", [subject])], settings)
+    assert [row.title for row in report.rows] == [
+        "eager on torch-cpu", "eager on torch-cpu [channels-last]", "onnx on ort-cpu", "onnx-fp16 on ort-cpu"
+    ]  # fmt: skip
+    assert all(row.timing for row in report.rows)
+    assert "NHWC" in report.rows[1].note
+
+
+def test_variants_of_each_runtime_are_asked_of_it(tiny_bundle: Path) -> None:
+    group = BenchGroup("tiny", dataclasses.replace(QUICK, runtimes=(), every_variant=True), lambda what, done, of: None)
+    ways = [(rung.runtime.name, one.name) for _, rung, one in group._ways(bundle_subject(tiny_bundle))]
+    assert [name for runtime, name in ways if runtime == "torch-cpu"] == ["", "channels-last", "compile"]
+    assert [name for runtime, name in ways if runtime == "ort-cpu"] == ["", ""]  # FP32 and FP16
+
+
+def test_compiling_has_longer_than_a_hang() -> None:
+    compiled = SessionRequest(path=Path("net"), cuda=CudaOptions(compile="max-autotune"))
+    eager = all_runtimes()["torch-cpu"]
+    assert bench_group._time_limit_s(eager, compiled, 60.0) == bench_group.COMPILE_LIMIT_S > 60.0
+    assert bench_group._time_limit_s(eager, SessionRequest(path=Path("net")), 60.0) == 60.0
+    assert bench_group._time_limit_s(eager, compiled, 5000.0) == 5000.0
+
+
+def test_gpu_that_was_asked_for_is_never_a_cpu(write: Callable[[str, str], Path]) -> None:
+    subjects = [file_subject(write("fixed", FIXED), reference=False)]
+    for changes, option in (({"device": 1}, "--device 1"), ({"cuda_graph": True}, "--cuda-graph")):
+        with pytest.raises(InputError, match=f"{option}: got ort-cpu, expected a runtime that computes on a GPU"):
+            bench_subjects([("files", subjects)], dataclasses.replace(QUICK, **changes))  # type: ignore[arg-type]
+        if all(one.missing() for one in all_runtimes().values() if one.device == "cuda"):
+            settings = dataclasses.replace(QUICK, runtimes=(), **changes)  # type: ignore[arg-type]
+            with pytest.raises(RuntimeUnavailableError, match=f"{option}: no runtime here computes on a GPU") as caught:
+                bench_subjects([("files", subjects)], settings)
+            assert "ort-cuda: " in caught.value.message
+            assert caught.value.fix
+
+
+def test_variant_that_no_runtime_has(write: Callable[[str, str], Path]) -> None:
+    subjects = [file_subject(write("fixed", FIXED), reference=False)]
+    with pytest.raises(InputError, match="--variant nhcw: unknown"):
+        bench_subjects([("files", subjects)], dataclasses.replace(QUICK, variants=("nhcw",)))
+
+
+def test_record_of_a_gpu_keeps_what_was_seen() -> None:
+    summary = GpuSummary(gpu="A GPU", num_samples=9, sm_clock_mhz=Spread(1200.0, 1900.0, 1980.0), pstates=("P0",),
+                         reasons=("power limit",))  # fmt: skip
+    found = record_of(summary, group="tiny")
+    assert found is not None
+    assert (found.gpu, found.group, found.sm_clock_mhz, found.power_w) == (
+        "A GPU",
+        "tiny",
+        (1200.0, 1900.0, 1980.0),
+        (),
+    )
+    assert found.limits == ("power limit",)
+    assert record_of(GpuSummary(), group="tiny") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.machinery
 import importlib.util
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import onnxruntime
 import pytest
 
+import cspdeploy.check.rungs
 from cspdeploy.check.ladder import VerifySettings, verify_bundles
 from cspdeploy.check.latency import LatencySettings
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
+from cspdeploy.runtimes import all_runtimes
+from cspdeploy.runtimes.base import SessionRequest
 
 CUDA = "CUDAExecutionProvider"
 SHORT = LatencySettings(
@@ -73,14 +77,18 @@ def test_device_that_was_asked_for_and_is_not_here(
 
 
 def _pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime-gpu on a machine without a GPU: the provider is listed as available and takes no session."""
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
+    """A machine that is thought to have CUDA, and an engine that opens every session without it and says nothing."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     get_providers = onnxruntime.InferenceSession.get_providers
 
     def without_cuda(session: onnxruntime.InferenceSession) -> list[str]:
         return [name for name in get_providers(session) if name != CUDA]
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", without_cuda)
+    cuda = dataclasses.replace(all_runtimes()["ort-cuda"], missing=lambda: None)
+    known = {**all_runtimes(), "ort-cuda": cuda}
+    monkeypatch.setattr(cspdeploy.check.rungs, "require_runtime", known.__getitem__)
+    monkeypatch.setattr(cspdeploy.check.rungs, "all_runtimes", lambda: known)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
@@ -97,8 +105,26 @@ def test_device_that_nobody_asked_for_does_not_stop_the_others(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, ladder: Any
 ) -> None:
     _pretend_cuda(monkeypatch)
+    monkeypatch.delenv("CSPDEPLOY_RUNTIMES", raising=False)
     report = ladder.verify(tiny_bundle)
     verdicts = ladder.verdicts(report)
     assert verdicts["onnx", "ort-cpu"] == "pass"
-    assert {verdict for (_, runtime), verdict in verdicts.items() if runtime == "ort-cuda"} <= {"not-checkable"}
+    assert {verdict for (_, runtime), verdict in verdicts.items() if runtime == "ort-cuda"} == {"not-checkable"}
     assert report.verdict == "pass"
+
+
+def test_gpu_that_is_busy_stops_those_who_asked_for_it_and_no_others(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, ladder: Any
+) -> None:
+    def open_(request: SessionRequest) -> Any:
+        raise RuntimeUnavailableError("opening tiny.onnx: the GPU is busy", fix="nvidia-smi")
+
+    known = {name: all_runtimes()[name] for name in ("ort-cpu", "ort-cuda")}
+    known["ort-cuda"] = dataclasses.replace(known["ort-cuda"], missing=lambda: None, open=open_)
+    monkeypatch.setattr(cspdeploy.check.rungs, "all_runtimes", lambda: known)
+    monkeypatch.setattr(cspdeploy.check.rungs, "open_device", lambda index: None)
+    monkeypatch.delenv("CSPDEPLOY_RUNTIMES", raising=False)
+    row = ladder.row(ladder.verify(tiny_bundle), "onnx", "ort-cuda")
+    assert (row.verdict, row.reason) == ("not-checkable", "opening tiny.onnx: the GPU is busy")
+    with pytest.raises(RuntimeUnavailableError, match="the GPU is busy"):
+        ladder.verify(tiny_bundle, device=0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cspdeploy.check.latency import LatencySettings, measure_latency, measure_rounds, noise_warning
+from cspdeploy.check.latency import LatencySettings, gpu_settings, measure_latency, measure_rounds, noise_warning
 from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.types import Timing
 
@@ -411,3 +411,94 @@ def test_runs_that_are_slow_for_the_bound_come_one_by_one() -> None:
     assert [len(found[name].rounds_ms) for name in calls] == [settings.min_rounds] * 2
     assert {len(samples) for samples in found["slow"].rounds_ms} == {1}
     assert {len(samples) for samples in found["quick"].rounds_ms} == {settings.burst}
+
+
+def _climb(machine: Machine, *, seconds: float, from_factor: float = 2.0) -> Callable[[], None]:
+    """2 ms at the full clock, to which it climbs for so many seconds from the first run on."""
+    began_s = machine.now_s
+
+    def call() -> None:
+        share = min(1.0, (machine.now_s - began_s) / seconds)
+        machine.now_s += 0.002 * (from_factor + (1 - from_factor) * share)
+        machine.log.append("gpu")
+
+    return call
+
+
+def test_warm_up_of_a_gpu_survives_the_ramp_of_its_clock() -> None:
+    """Times fall for 1.5 s and are flat then. Three windows of 50 ms agree long before."""
+    found = {}
+    for name, settings in (("cpu", LatencySettings()), ("gpu", gpu_settings())):
+        machine = Machine()
+        found[name] = measure_rounds({"a": _climb(machine, seconds=1.5)}, settings, clock=machine.clock)["a"]
+    assert found["cpu"].stable  # it takes itself for settled
+    assert found["cpu"].rounds_ms[0][0] > 1.3 * 2.0
+    assert found["gpu"].stable
+    assert max(ms for samples in found["gpu"].rounds_ms for ms in samples) == pytest.approx(2.0)
+
+
+def test_clock_that_climbs_for_ever_is_said() -> None:
+    machine = Machine()
+    calls = {"a": _climb(machine, seconds=12.0, from_factor=11.0)}
+    found = measure_rounds(calls, gpu_settings(), clock=machine.clock)["a"]
+    assert not found.stable
+
+
+def test_flat_times_end_the_warm_up_of_a_gpu_after_its_second() -> None:
+    machine = Machine()
+    settings = gpu_settings()
+    found = measure_rounds({"a": machine.job("a", 0.002)}, settings, clock=machine.clock)["a"]
+    assert found.stable
+    assert settings.stable_seconds <= 0.002 * found.num_warmups < settings.stable_seconds + 0.3
+
+
+def test_settings_of_a_gpu_are_nowhere_shorter() -> None:
+    given = LatencySettings(min_runs=200, min_seconds=9.0, max_warmup_seconds=60.0, max_wall_seconds=100.0, burst=50)
+    found = gpu_settings(given)
+    assert (found.min_runs, found.min_seconds, found.max_warmup_seconds, found.burst) == (200, 9.0, 60.0, 50)
+    assert found.max_wall_seconds == 100.0
+    assert gpu_settings(LatencySettings(max_wall_seconds=4.0)).max_wall_seconds > 4.0
+    assert gpu_settings(LatencySettings()).max_wall_seconds == 0.0  # still not bounded
+
+
+def test_bounded_wall_time_leaves_room_for_the_ramp() -> None:
+    """As `verify` bounds it: 4 s, of which a warm-up may take 1 s, were too little."""
+    machine = Machine()
+    settings = gpu_settings(LatencySettings(max_wall_seconds=4.0))
+    found = measure_rounds({"a": _climb(machine, seconds=1.5)}, settings, clock=machine.clock)["a"]
+    assert found.stable
+    assert found.rounds_ms[0][0] == pytest.approx(2.0)
+
+
+class _Device:
+    """Its own clock tells half of what the host sees; in its runs `silent` it tells nothing."""
+
+    def __init__(self, machine: Machine, seconds: float, *, silent: range = range(0)) -> None:
+        self._machine, self._seconds, self._silent, self._runs = machine, seconds, silent, 0
+        self.device_ms: float | None = None
+
+    def __call__(self) -> None:
+        self._machine.now_s += self._seconds
+        self.device_ms = None if self._runs in self._silent else 1e3 * self._seconds / 2
+        self._runs += 1
+
+
+def test_device_rounds_are_those_of_the_timed_runs() -> None:
+    machine = Machine()
+    settings = LatencySettings(min_runs=12, min_seconds=0.0, lead_in_seconds=0.0)
+    calls = {"gpu": _Device(machine, 0.01), "cpu": machine.job("cpu", 0.01)}
+    found = measure_rounds(calls, settings, clock=machine.clock)
+    gpu = found["gpu"]
+    assert gpu.num_warmups > 3
+    assert [len(samples) for samples in gpu.device_rounds_ms] == [len(samples) for samples in gpu.rounds_ms]
+    assert {ms for samples in gpu.device_rounds_ms for ms in samples} == {5.0}
+    assert found["cpu"].device_rounds_ms == ()
+
+
+def test_device_that_told_of_some_runs_only_tells_nothing() -> None:
+    machine = Machine()
+    settings = LatencySettings(min_runs=12, min_seconds=0.0, lead_in_seconds=0.0)
+    silent = range(32, 36)  # one round of a lead-in and three timed runs
+    found = measure_rounds({"gpu": _Device(machine, 0.01, silent=silent)}, settings, clock=machine.clock)["gpu"]
+    assert found.num_warmups <= silent.start < silent.stop < found.num_warmups + 4 * len(found.rounds_ms)
+    assert found.device_rounds_ms == ()

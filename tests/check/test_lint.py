@@ -175,7 +175,11 @@ def test_an_input_that_must_be_constant(lint: Lint) -> None:
     assert lint("opencv-4.11", text, half=np.array([2])).verdict == "pass"  # what depends on constants is constant
 
 
-QUANTISE = "g (float[1,4] x) => (float[1,4] y) { q = QuantizeLinear(x, s, z)\n y = DequantizeLinear(q, s, z) }"
+QUANTISE = """g (float[1,4] x) => (float[1,4] y) {
+    q = QuantizeLinear(x, s, z)
+    d = DequantizeLinear(q, s, z)
+    y = Relu(d)
+}"""
 
 
 @pytest.mark.parametrize(
@@ -194,7 +198,7 @@ def test_quantisation(lint: Lint, target: str, zero: np.generic, rules: set[str]
 
 
 def test_a_zero_point_in_a_constant_node_is_read(lint: Lint) -> None:
-    text = QUANTISE.replace("{ ", "{ z = Constant<value = int8 {5}>()\n ")
+    text = QUANTISE.replace("{\n", "{ z = Constant<value = int8 {5}>()\n ")
     report = lint("tensorrt-10", text, s=np.array(0.1, np.float32))
     assert {found.got for found in report.findings} == {"1 of 1 zero points are not 0, the first 5"}
 

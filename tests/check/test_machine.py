@@ -12,6 +12,7 @@ import pytest
 
 from cspdeploy.check import machine
 from cspdeploy.check.machine import MachineWatch, advise
+from tests.core import smi
 
 
 @pytest.fixture
@@ -92,6 +93,28 @@ def test_system_that_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("clock_mhz", "cpu_governor", "throttled_seconds"):
         monkeypatch.setattr(machine, name, lambda name=name: {"clock_mhz": None, "cpu_governor": ""}.get(name, 0.0))
     assert MachineWatch().findings() == ()
+
+
+def test_gpu_that_is_timed_is_watched_and_its_findings_come_first(
+    proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bin"
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    line = "2026/11/02 10:20:30.800, 1755, 2619, 698.00, 61, P0, 0x0000000000000004"
+    smi.install(folder, smi.Machine(*smi.H100_580.gpus, heading=smi.H100_580.heading, stream=(line,)))
+    assert MachineWatch().gpu_summary is None
+    watch = MachineWatch(num_threads=3, gpu=0)
+    for _ in range(400):
+        if watch.gpu_summary is not None and watch.gpu_summary.num_samples:
+            break
+        time.sleep(0.02)
+    of_gpu, of_cpu = watch.findings()
+    assert of_gpu.startswith("the GPU's clocks were held by its power limit: ")
+    assert of_cpu == "3 threads share 2 CPUs: --threads 2"
+    assert watch.gpu_summary is not None
+    assert watch.gpu_summary.num_samples == 1
+    assert watch.findings() == (of_gpu, of_cpu)
 
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="no /proc")

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 import cspdeploy.check.rungs
 from cspdeploy.check.latency import LatencySettings
 from cspdeploy.check.placement import find_placement, strict_problem
+from cspdeploy.check.placement_reasons import shape_nodes, why_elsewhere
+from cspdeploy.core.onnx_graph import read_onnx
 from cspdeploy.core.types import PlacedNode
 from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.base import Feeds, Outputs, Runtime, SessionRequest
@@ -33,11 +37,14 @@ class _CudaLike:
         self._session = all_runtimes()["ort-cpu"].open(dataclasses.replace(request, tf32=False))
         self._tf32 = request.tf32
         self.nodes, self.num_copies = nodes, num_copies
+        self.settings = {"tf32": "on" if request.tf32 else "off", "arena": "grows"}
         self.placement = {name: sum(node.provider == name for node in nodes) for name in (CPU, CUDA)}
 
     def run(self, feeds: Feeds) -> Outputs:
         outputs = self._session.run(feeds)
-        return {name: array * array.dtype.type(1.001) for name, array in outputs.items()} if self._tf32 else outputs
+        if not self._tf32:
+            return outputs
+        return {name: np.multiply(array, 1.001, dtype=np.float32) for name, array in outputs.items()}
 
     def bind(self, feeds: Feeds) -> Callable[[], None]:
         return self._session.bind(feeds)
@@ -143,3 +150,107 @@ def test_no_tf32_where_nothing_is_timed_and_on_the_cpu(tiny_bundle: Path, cuda_l
     requests = cuda_like(CONV)
     assert ladder.row(ladder.verify(tiny_bundle, "ort-cuda"), "onnx", "ort-cuda").tf32_rel_l2 is None
     assert not any(request.tf32 for request in requests)
+
+
+def test_default_repeats_settings_and_the_gpu_that_was_asked_for(
+    tiny_bundle: Path, cuda_like: Any, ladder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cspdeploy.check.rungs, "open_device", lambda index: None)  # as if it were there
+    requests = cuda_like(CONV)
+    row = ladder.row(ladder.verify(tiny_bundle, "ort-cuda", latency=SHORT, device=2), "onnx", "ort-cuda")
+    assert {request.cuda.device for request in requests} == {2}
+    assert row.settings == {"tf32": "off", "arena": "grows", "tf32 (timed)": "on"}
+    assert row.repeats is not None
+    assert (row.repeats.num_runs, row.repeats.num_different) == (10, 0)
+
+
+# --- why nodes are elsewhere ---
+
+TENSORRT = "TensorrtExecutionProvider"
+SHAPES = """<ir_version: 8, opset_import: ["" : 17]>
+shapes (float[N,3,8,8] input) => (float[N,192] flat, int64[N] best)
+<int64[1] first = {0}, int64[1] last = {-1}, float[1] two = {2.0}> {
+    [shape] s = Shape(input)
+    [gather] n = Gather(s, first)
+    [join] target = Concat<axis = 0>(n, last)
+    [scale] x = Mul(input, two)
+    [reshape] flat = Reshape(x, target)
+    [best] best = ArgMax<axis = 1, keepdims = 0>(flat)
+}"""
+
+
+@pytest.fixture
+def shapes_file(tmp_path: Path) -> Path:
+    path = tmp_path / "shapes.onnx"
+    path.write_bytes(onnx.parser.parse_model(SHAPES).SerializeToString())
+    return path
+
+
+def _placed(**providers: str) -> tuple[PlacedNode, ...]:
+    operators = {"shape": "Shape", "gather": "Gather", "join": "Concat", "scale": "Mul", "reshape": "Reshape",
+                 "best": "ArgMax"}  # fmt: skip
+    return tuple(
+        PlacedNode(provider=providers.get(name, CUDA), node=name, operator=operator)
+        for name, operator in operators.items()
+    )
+
+
+def _why(name: str, nodes: tuple[PlacedNode, ...], path: Path) -> tuple[str, ...]:
+    placed = find_placement(_runtime(name), counts={}, nodes=nodes, num_copies=0)
+    return why_elsewhere(_runtime(name), placed, nodes=nodes, path=path)
+
+
+def test_which_nodes_compute_shapes_alone(shapes_file: Path) -> None:
+    assert shape_nodes(read_onnx(shapes_file).graph) == {"shape", "gather", "join"}
+
+
+def test_shapes_are_on_the_cpu_on_purpose(shapes_file: Path) -> None:
+    nodes = _placed(gather=CPU, join=CPU)
+    assert find_placement(_runtime("ort-cuda"), counts={}, nodes=nodes, num_copies=0).elsewhere == nodes[1:3]
+    assert _why("ort-cuda", nodes, shapes_file) == (
+        "2 of the nodes elsewhere compute shapes alone (Gather 1, Concat 1): ONNX Runtime keeps those on the CPU on "
+        "purpose",
+    )
+
+
+def test_an_operator_that_never_runs_there_has_no_kernel(shapes_file: Path) -> None:
+    assert _why("ort-cuda", _placed(join=CPU, best=CPU), shapes_file)[1:] == (
+        "no CUDA kernel for ArgMax of opset 17 as it is used here (1 node, the first best)",
+    )
+    # One that runs there in another place has a kernel, and nothing is said of why.
+    more = (*_placed(best=CPU), PlacedNode(provider=CUDA, node="best2", operator="ArgMax"))
+    assert _why("ort-cuda", more, shapes_file) == ()
+
+
+def test_what_the_engine_made_itself_and_files_that_are_not_onnx_have_no_opset(tmp_path: Path) -> None:
+    (tmp_path / "model.ort").write_bytes(b"no ONNX file")
+    assert _why("ort-cuda", (NMS, CONV), tmp_path / "model.ort") == (
+        "no CUDA kernel for NonMaxSuppression as it is used here (1 node, the first /head/NonMaxSuppression)",
+    )
+
+
+def test_where_all_is_as_asked_for_there_is_nothing_to_explain(shapes_file: Path) -> None:
+    assert _why("ort-cuda", _placed(), shapes_file) == ()
+
+
+@pytest.fixture
+def tensorrt() -> Runtime:
+    """By name and device, whether or not that runtime is part of this installation."""
+    return dataclasses.replace(_runtime("ort-cuda"), name="ort-tensorrt")
+
+
+def test_tensorrt_is_asked_for_and_cuda_is_elsewhere(tensorrt: Runtime, shapes_file: Path) -> None:
+    nodes = _placed(shape=TENSORRT, gather=TENSORRT, join=CPU, scale=TENSORRT, reshape=TENSORRT, best=CUDA)
+    placed = find_placement(tensorrt, counts={TENSORRT: 4, CUDA: 1, CPU: 1}, nodes=nodes, num_copies=1)
+    assert [node.node for node in placed.elsewhere] == ["join", "best"]
+    assert why_elsewhere(tensorrt, placed, nodes=nodes, path=shapes_file)[1] == (
+        "no TensorRT kernel for ArgMax of opset 17 as it is used here (1 node, the first best)"
+    )
+    assert "2 of 6 nodes run elsewhere" in strict_problem(tensorrt, placed)
+
+
+def test_reasons_are_in_the_row(tiny_bundle: Path, cuda_like: Any, ladder: Any) -> None:
+    cuda_like(CONV, NMS)
+    row = ladder.row(ladder.verify(tiny_bundle, "ort-cuda"), "onnx", "ort-cuda")
+    assert "no CUDA kernel for NonMaxSuppression" in row.note
+    assert row.verdict == "pass"

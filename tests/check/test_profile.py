@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from cspdeploy.check.profile import measure_profile, summarise_profile
+from cspdeploy.check.profile import Profile, add_kernels, measure_profile, summarise_profile
 from cspdeploy.runtimes.base import ProfiledNode, SessionRequest
 
 BIG_AND_SMALL = """
@@ -66,3 +66,39 @@ def test_profile_of_a_real_session_finds_where_the_work_is(tmp_path: Path) -> No
     assert found.operators[0].operator == "MatMul"
     assert found.operators[0].share > 0.5  # 300 multiply-accumulates for each negation
     assert [path.name for path in tmp_path.iterdir()] == ["two.onnx"]
+
+
+def _plain(run_ms: float = 9.0) -> Profile:
+    return summarise_profile([], subject="s", artifact="onnx", runtime="ort-cuda", run_ms=run_ms, device="cuda",
+                             variant="nhwc")  # fmt: skip
+
+
+def test_kernels_of_one_name_are_one_and_the_longest_come_first() -> None:
+    kernels = [_node("wgrad", "k", 0.25), _node("implicit_gemm", "k", 1.0, num_calls=10.0), _node("wgrad", "k", 0.5)]
+    found = add_kernels(_plain(), kernels, busy_ms=1.75, run_ms=2.0)
+    assert [(one.kernel, one.num_calls, one.ms) for one in found.kernels] == [
+        ("implicit_gemm", 10.0, 1.0), ("wgrad", 2.0, 0.75)
+    ]  # fmt: skip
+    assert sum(one.share for one in found.kernels) == pytest.approx(1)
+    assert (found.busy_ms, found.run_ms, found.busy_share) == (1.75, 2.0, 0.875)
+    assert (found.variant, found.note) == ("nhwc", "")  # no nodes, no note on them
+
+
+@pytest.mark.parametrize(("busy_ms", "bound"), [(0.2, "launch-bound"), (0.99, "launch-bound"), (1.0, "kernel-bound")])
+def test_less_than_half_busy_is_launch_bound(busy_ms: float, bound: str) -> None:
+    assert add_kernels(_plain(), [_node("k", "k", busy_ms)], busy_ms=busy_ms, run_ms=2.0).bound == bound
+
+
+def test_kernels_that_overlap_are_busy_once() -> None:
+    """On two streams their sum may be more than the run."""
+    assert add_kernels(_plain(), [_node("k", "k", 3.0)], busy_ms=3.0, run_ms=2.0).busy_share == 1.0
+
+
+def test_profile_without_kernels_says_nothing_of_the_gpu() -> None:
+    assert (_plain().bound, _plain().busy_ms, _plain().kernels) == ("", None, ())
+
+
+def test_torch_on_cuda_reads_the_clock_of_the_device() -> None:
+    found = summarise_profile([_node("a", "aten::conv", 1.0)], subject="s", artifact="eager", runtime="torch-cuda",
+                              run_ms=1.0, device="cuda")  # fmt: skip
+    assert not found.note

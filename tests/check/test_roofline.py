@@ -55,7 +55,31 @@ def test_no_engine_no_peak() -> None:
 
 def test_engine_that_fails_gives_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "PRODUCT_SIDE", {"cpu": 16})
-    monkeypatch.setattr(roofline, "binary_model", lambda operator, shape: b"not an ONNX file at all")
+    monkeypatch.setattr(roofline, "binary_model", lambda operator, shape, half: b"not an ONNX file at all")
     measure_peak.cache_clear()
     assert measure_peak("cpu", num_threads=0, time_limit_s=60.0) is None
     measure_peak.cache_clear()
+
+
+def test_model_in_fp16_is_one_that_onnx_accepts_and_an_engine_computes() -> None:
+    data = binary_model("MatMul", (32, 32), half=True)
+    onnx.checker.check_model(onnx.load_model_from_string(data), full_check=True)
+    a, b = np.random.default_rng(0).standard_normal((2, 32, 32), np.float32).astype(np.float16)
+    found = OrtSession(data, provider=CPU).run({"a": a, "b": b})["y"]
+    assert found.dtype == np.float16
+    assert np.allclose(found.astype(np.float32), a.astype(np.float32) @ b.astype(np.float32), rtol=1e-2, atol=1e-2)
+
+
+def test_peak_in_fp16_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "PRODUCT_SIDE", {"cpu": 32})
+    monkeypatch.setattr(roofline, "STREAM_VALUES", 1 << 20)
+    measure_peak.cache_clear()
+    try:
+        peak = measure_peak("cpu", num_threads=1, time_limit_s=60.0, half=True)
+        assert peak is not None
+        assert (peak.precision, peak.tf32) == ("fp16", False)
+        assert peak.gflops > 0
+        found = find_roofline(peak, **NAMES, variant="fp16", num_macs=1, num_bytes=1, p50_ms=1.0)
+        assert (found.precision, found.variant) == ("fp16", "fp16")
+    finally:
+        measure_peak.cache_clear()

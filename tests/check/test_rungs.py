@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.machinery
 import importlib.util
 import json
@@ -11,9 +12,12 @@ from typing import Any
 import onnxruntime
 import pytest
 
+import cspdeploy.check.rungs
 from cspdeploy.check.rungs import RUNTIMES_VARIABLE, Rung, list_rungs
 from cspdeploy.check.subject import bundle_subject
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
+from cspdeploy.runtimes import all_runtimes
+from cspdeploy.runtimes.cuda_driver import CudaDevice, Driver
 
 CPU_RUNGS = [
     ("eager", "torch-cpu"),
@@ -184,3 +188,56 @@ def test_optional_engine_that_is_not_here_is_not_missed(tiny_bundle: Path, monke
     assert ("onnx", "openvino") in _names(_rungs(tiny_bundle))
     _hide(monkeypatch, "openvino")
     assert ("onnx", "openvino") not in _names(_rungs(tiny_bundle))
+
+
+# --- the GPU that was asked for ---
+
+
+def test_a_gpu_without_any_runtime_that_uses_one(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNTIMES_VARIABLE, "ort-cpu, ort-cuda")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(RuntimeUnavailableError) as caught:
+        list_rungs(bundle_subject(tiny_bundle), runtimes=[], device=0)
+    assert caught.value.exit_code == 3
+    assert caught.value.message.startswith("--device 0: no runtime on CUDA can be used here (ort-cuda: ")
+    assert caught.value.fix
+
+
+def test_a_gpu_for_runtimes_that_use_none(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="--device 1: ort-cpu, torch-cpu runs on no GPU"):
+        list_rungs(bundle_subject(tiny_bundle), runtimes=["ort-cpu", "torch-cpu"], device=1)
+
+
+class _TwoGpus:
+    """What the driver's library says of how many GPUs there are, and no more."""
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = 2
+        return 0
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_opened(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = dataclasses.replace(all_runtimes()["ort-cuda"], missing=lambda: None)
+    monkeypatch.setattr(cspdeploy.check.rungs, "require_runtime", lambda name: runtime)
+    monkeypatch.setattr(
+        cspdeploy.check.rungs, "open_device", lambda index: CudaDevice(index, driver=Driver(_TwoGpus()))
+    )
+    with pytest.raises(InputError) as caught:
+        list_rungs(bundle_subject(tiny_bundle), runtimes=["ort-cuda"], device=5)
+    assert caught.value.exit_code == 2
+    assert caught.value.message == "--device 5: no such GPU, there are 2 (0 to 1)"
+
+
+def test_the_index_is_in_the_requests_on_cuda_and_in_no_other(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = dataclasses.replace(all_runtimes()["ort-cuda"], missing=lambda: None)
+    known = {**all_runtimes(), "ort-cuda": cuda}
+    monkeypatch.setattr(cspdeploy.check.rungs, "require_runtime", known.__getitem__)
+    monkeypatch.setattr(cspdeploy.check.rungs, "open_device", lambda index: None)
+    rungs = list_rungs(bundle_subject(tiny_bundle), runtimes=["ort-cpu", "ort-cuda"], device=3)
+    assert {(rung.runtime.name, rung.request.cuda.device) for rung in rungs} == {("ort-cpu", 0), ("ort-cuda", 3)}
+    rungs = list_rungs(bundle_subject(tiny_bundle), runtimes=["ort-cuda"])
+    assert {rung.request.cuda.device for rung in rungs} == {0}

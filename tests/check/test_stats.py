@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspdeploy.check import stats
-from cspdeploy.check.stats import compare_rounds, median_interval, percentile, spread, supported_percentile
+from cspdeploy.check.stats import (
+    compare_rounds,
+    device_time,
+    median_interval,
+    percentile,
+    spread,
+    supported_percentile,
+)
 
 _samples = st.lists(st.floats(0.01, 1000), min_size=1, max_size=30)
 _shuffled = _samples.flatmap(lambda samples: st.tuples(st.just(samples), st.permutations(samples)))
@@ -190,3 +197,24 @@ def test_interval_of_many_samples_needs_little_memory(monkeypatch: pytest.Monkey
     assert peak < 100e6
     monkeypatch.setattr(stats, "_TABLE_VALUES", 3 * len(values))  # other parts, the same numbers
     assert median_interval(rounds) == interval
+
+
+def test_device_time_and_what_the_host_adds() -> None:
+    host, device = [[10.0, 12.0, 11.0], [10.0, 11.0, 12.0]], [[4.0, 4.5, 5.0], [4.5, 4.0, 5.0]]
+    found = device_time(host, device)
+    assert found is not None
+    assert (found.p50_ms, found.ci_low_ms, found.ci_high_ms) == (4.5, 4.5, 4.5)
+    assert found.launch_share == pytest.approx(1 - 4.5 / 11)
+
+
+def test_device_time_is_never_more_than_the_hosts() -> None:
+    """Events are read with half a microsecond of their own."""
+    found = device_time([[1.0, 1.0]], [[1.0001, 1.0001]])
+    assert found is not None
+    assert found.launch_share == 0.0
+
+
+@pytest.mark.parametrize("device", [[], [[1.0]], [[1.0, 1.0], [1.0]]])
+def test_device_time_of_other_runs_is_none(device: list[list[float]]) -> None:
+    assert device_time([[2.0, 2.0]], device) is None
+    assert device_time([], []) is None

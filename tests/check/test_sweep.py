@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from cspdeploy.check import worker as worker_module
 from cspdeploy.check.latency import LatencySettings
 from cspdeploy.check.sweep import SweepCell, measure_copies, measure_sweep, swept_threads
 from cspdeploy.check.worker import Worker
@@ -63,3 +65,25 @@ def test_cuda_graph_that_cannot_be_had_says_why(request_: SessionRequest) -> Non
     assert found.cuda_graph_ms is None
     assert "CUDA graph was asked for on CPUExecutionProvider" in found.graph_reason
     assert found.compute_ms > 0
+
+
+@pytest.fixture
+def clocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children that know engines with a clock of their own."""
+    monkeypatch.setattr(worker_module, "CHILD", (sys.executable, "-P", str(Path(__file__).parent / "faulty_child.py")))
+
+
+@pytest.mark.usefixtures("clocked")
+@pytest.mark.parametrize("apart", [False, True])
+def test_batch_that_does_not_fit_is_a_cell_and_the_others_are_measured(request_: SessionRequest, apart: bool) -> None:
+    feeds = {batch: {"x": np.ones((batch, 4), np.float32)} for batch in (1, 32, 8)}
+    cells = measure_sweep(CELL, request_, runtime_name="clocked-small", feeds=feeds, threads=(0,), time_limit_s=60.0,
+                          settings=QUICK, apart=apart, rotate=True)  # fmt: skip
+    assert [cell.batch for cell in cells] == [1, 32, 8]
+    one, full, eight = cells
+    assert full.reason == "out of GPU memory (2.00 GiB asked for, 1.10 GiB free) (fix: --batch 4)"
+    assert (full.p50_ms, full.device_p50_ms) == (None, None)
+    for cell in (one, eight):
+        assert cell.p50_ms is not None
+        assert cell.device_p50_ms is not None
+        assert cell.device_p50_ms < cell.p50_ms

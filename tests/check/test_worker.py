@@ -18,6 +18,7 @@ import pytest
 from cspdeploy.check import worker as worker_module
 from cspdeploy.check.worker import EngineError, Worker, WorkerCrashedError, WorkerHungError
 from cspdeploy.core.errors import EXIT_CHECK_FAILED, CspDeployError, InputError, RuntimeUnavailableError
+from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.base import SessionRequest
 
 TIME_LIMIT_S = 60.0
@@ -246,6 +247,7 @@ import os, sys
 from pathlib import Path
 from cspdeploy.check import worker as module
 from cspdeploy.check.worker import Worker
+from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.base import SessionRequest
 module.CHILD = (sys.executable, "-P", sys.argv[1])
 worker = Worker(sys.argv[2], SessionRequest(path=Path(sys.argv[3])), time_limit_s=float(sys.argv[4]))
@@ -280,3 +282,49 @@ def test_folder_where_it_is_started_is_not_imported_from(
     monkeypatch.chdir(tmp_path)
     with Worker("ort-cpu", SessionRequest(path=model), time_limit_s=TIME_LIMIT_S) as worker:
         assert worker.wait_opened().placement
+
+
+IMAGE = np.arange(3 * 64 * 64, dtype=np.float32).reshape(1, 3, 64, 64)
+
+
+@pytest.mark.usefixtures("faults")
+def test_device_clock_is_kept_by_burst_beside_the_hosts(model: Path) -> None:
+    with Worker("clocked", SessionRequest(path=model), time_limit_s=TIME_LIMIT_S) as worker:
+        call = worker.bind({"x": IMAGE})
+        host = [call.burst(min_runs=num, min_seconds=0.0, max_runs=num, lead_in_seconds=0.0) for num in (4, 2)]
+        assert [len(found) for found in call.device_rounds_ms] == [4, 2]
+        for ours, theirs in zip(host, call.device_rounds_ms, strict=True):
+            assert all(0 < device < 0.6 * seen for seen, device in zip(ours, theirs, strict=True))
+        call.forget_rounds()
+        assert call.device_rounds_ms == []
+
+
+def test_engine_without_a_device_clock_keeps_none(double: Worker) -> None:
+    call = double.bind({"x": ONE}, rotate=True)
+    call.burst(min_runs=3, min_seconds=0.0, max_runs=3, lead_in_seconds=0.0)
+    assert (call.device_rounds_ms, call.inputs) == ([], "")  # nor is anything rotated on a CPU
+
+
+@pytest.mark.usefixtures("faults")
+def test_rotated_inputs_are_really_other_ones(model: Path) -> None:
+    """Where no driver tells of a cache it is taken to be a large one; the engine counts what it has seen."""
+    with Worker("clocked", SessionRequest(path=model), time_limit_s=TIME_LIMIT_S) as worker:
+        still = worker.bind({"x": IMAGE}, name="still")
+        still.burst(min_runs=70, min_seconds=0.0, max_runs=70, lead_in_seconds=0.0)
+        assert worker.run({"x": IMAGE})["num_seen"].tolist() == [1]
+        turning = worker.bind({"x": IMAGE}, name="turning", rotate=True)
+        turning.burst(min_runs=70, min_seconds=0.0, max_runs=70, lead_in_seconds=0.0)
+        assert worker.run({"x": IMAGE})["num_seen"].tolist() == [64]
+    assert (still.inputs, turning.inputs) == ("", "rotated: 64 sets, 3 MB")
+
+
+def test_copies_are_not_rotated(double: Worker) -> None:
+    with pytest.raises(ValueError, match="copies and rotate"):
+        double.bind({"x": ONE}, copies=True, rotate=True)
+
+
+@pytest.mark.skipif(all_runtimes()["torch-cuda"].missing() is None, reason="kernels can be recorded here")
+def test_kernels_that_cannot_be_recorded_say_why(double: Worker) -> None:
+    call = double.bind({"x": ONE})
+    with pytest.raises(RuntimeUnavailableError, match="kernels are recorded by torch"):
+        call.kernels(2)

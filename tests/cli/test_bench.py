@@ -9,6 +9,8 @@ import onnx
 import pytest
 
 from cspdeploy.check import roofline
+from cspdeploy.core.errors import EXIT_NO_ENGINE
+from cspdeploy.runtimes import all_runtimes
 
 Run = Callable[..., CompletedProcess[str]]
 QUICK = ("-r", "ort-cpu", "--min-runs", 5, "--min-seconds", 0.1, "--max-seconds", 0)
@@ -67,3 +69,27 @@ def test_threads_that_would_starve_the_machine(refuse: Callable[..., str], tmp_p
 
 def test_seconds_that_are_no_time(refuse: Callable[..., str], tmp_path: Path) -> None:
     assert "--max-seconds inf" in refuse("bench", _write(tmp_path / "a.onnx"), "--max-seconds", "inf")
+
+
+def test_gpu_options_on_a_machine_without_one(run: Run, refuse: Callable[..., str], tmp_path: Path) -> None:
+    model = _write(tmp_path / "a.onnx")
+    assert "--device 3: got ort-cpu" in refuse("bench", model, "-r", "ort-cpu", "--device", 3)
+    assert "--cuda-graph: got ort-cpu" in refuse("bench", model, "-r", "ort-cpu", "--cuda-graph")
+    assert "--variant nhcw: unknown" in refuse("bench", model, "-r", "ort-cpu", "--variant", "nhcw")
+    refuse("bench", model, "--device", -1)
+    refuse("bench", model, "--conv-search", "fastest")
+    if all(one.missing() for one in all_runtimes().values() if one.device == "cuda"):
+        done = run("bench", model, "--device", 0)
+        assert done.returncode == EXIT_NO_ENGINE
+        assert done.stdout == ""
+        assert "no runtime here computes on a GPU" in done.stderr
+
+
+def test_variants_that_a_runtime_has_not_change_nothing(run: Run, tmp_path: Path) -> None:
+    done = run("bench", _write(tmp_path / "a.onnx"), "--variants", "--json", *QUICK)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [(row["runtime"], row["variant"], row["device"], row["inputs"]) for row in report["rows"]] == [
+        ("ort-cpu", "", None, "")
+    ]  # fmt: skip
+    assert report["gpus"] == []

@@ -249,6 +249,29 @@ def test_runtime_that_is_missing_here(refuse: Refuse, tiny_bundle: Path, monkeyp
     assert "cspdeploy[gpu]" in lines
 
 
+def test_gpu_that_was_asked_for_says_what_is_missing(
+    refuse: Refuse, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSPDEPLOY_RUNTIMES", "ort-cpu,ort-cuda")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    lines = refuse("verify", tiny_bundle, "--device", "0", code=3)
+    assert "--device 0: no runtime on CUDA can be used here (ort-cuda: this onnxruntime has no CUDA" in lines
+    assert "cspdeploy[gpu]" in lines
+    assert "--device 0: ort-cpu runs on no GPU" in refuse("verify", tiny_bundle, "--device", "0", "-r", "ort-cpu")
+    assert "--device -1: expected the index of a GPU" in refuse("verify", tiny_bundle, "--device", "-1")
+
+
+def test_repeats_are_told(run: Run, refuse: Refuse, tiny_bundle: Path) -> None:
+    done = run("verify", tiny_bundle, "--no-latency", "-r", "ort-cpu", "--repeats", "4", "--explain")
+    assert done.returncode == 0
+    assert "onnx on ort-cpu: 4 runs of one input give the same bits" in " ".join(done.stdout.split())
+    done = run("verify", tiny_bundle, "--no-latency", "-r", "ort-cpu", "--repeats", "4", "--json")
+    found = [row["repeats"] for row in json.loads(done.stdout)["rows"] if row["artifact"] == "onnx"]
+    assert found == [{"num_runs": 4, "num_different": 0, "max_rel_l2": 0.0, "first_bad_run": 0}]
+    for number in ("1", "1001"):
+        assert f"--repeats {number}: expected 0, or 2 to 1000" in refuse("verify", tiny_bundle, "--repeats", number)
+
+
 def test_unknown_runtime_suggests_the_nearest(refuse: Refuse, tiny_bundle: Path) -> None:
     lines = refuse("verify", tiny_bundle, "--runtime", "ort-cpuu")
     assert "--runtime ort-cpuu: unknown" in lines

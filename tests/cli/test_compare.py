@@ -109,6 +109,12 @@ def test_plot_that_fails_at_the_end_does_not_lose_the_table(
         (("--paper", "-r", "ort-cpu"), "--runtime: only for --paper with --latency"),
         (("--paper", "--batch", "1"), "--batch: only for --paper with --latency"),
         (("--paper", "--calib", "none"), "--calib: only for --paper with --latency"),
+        (("--paper", "--regimes", "all"), "--regimes: only for --paper with --latency"),
+        (("--paper", "--device", "0"), "--device: only for --paper with --latency"),
+        (("--paper", "--latency", "-r", "ort-cpu", "--regimes", "cuda-graph"), "--regimes cuda-graph: none of the"),
+        (("darknet53", "darknet53", "--regimes", "channel-last"), "--regimes channel-last: unknown"),
+        (("darknet53", "darknet53", "--regimes", " , "), "--regimes: got no name"),
+        (("darknet53", "darknet53", "--device", "-1"), "--device -1: expected the index of a GPU"),
         (("--paper", "--latency", "-r", "ort-cpuu"), "--runtime ort-cpuu: unknown"),
         (("--paper", "--latency", "--batch", "0"), "--batch 0: expected 1"),
         (("none.cfg", "darknet53", "--no-latency"), "none.cfg"),
@@ -119,6 +125,24 @@ def test_wrong_use_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert subject in refuse("compare", *words)
+
+
+def test_gpu_that_nothing_uses_is_an_engine_that_is_missing(refuse: Refuse) -> None:
+    said = refuse("compare", "darknet53", "darknet53", "-r", "ort-cpu", "--device", "0", code=3)
+    assert "--device 0: no CUDA runtime is timed here (timed: ort-cpu)" in said
+
+
+@pytest.mark.slow
+def test_regimes_of_a_cpu(run: Run, tiny_bundle: Path, bundle: Path) -> None:
+    quick = ("--min-runs", 5, "--min-seconds", 0.1, "-r", "torch-cpu", "--batch", 1, "--json")
+    done = run("compare", tiny_bundle, bundle, *quick, "--regimes", "plain, channels-last")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["latency"]
+    assert [(row["variant"], row["verdict"] == "not-measured") for row in rows] == [
+        ("", False),
+        ("channels-last", False),
+    ]
+    assert [row["settings"].get("memory_format", "") for row in rows] == ["", "channels_last"]
 
 
 def test_changed_bundle_fails(refuse: Refuse, bundle: Path) -> None:

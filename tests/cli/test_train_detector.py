@@ -11,6 +11,7 @@ from PIL import Image
 from cspdeploy.cli.train_detector import is_detector, train_boxes
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.model_folder import read_spec
+from cspdeploy.train.workers import NO_WORKERS
 
 
 @pytest.fixture
@@ -38,7 +39,8 @@ def folder(tmp_path: Path) -> Path:
 def _train(folder: Path, models: Path, *, size_px: int = 32) -> int:
     return train_boxes(
         "yolov4-tiny", data=str(folder), models=models, recipe={"epochs": 1, "batch": 3}, size_px=size_px,
-        command="cspdeploy train yolov4-tiny", resume=False, overwrite=False, json_=True,
+        command="cspdeploy train yolov4-tiny", resume=False, overwrite=False, workers=NO_WORKERS,
+        progress=lambda what, done, total: None, json_=True,
     )  # fmt: skip
 
 

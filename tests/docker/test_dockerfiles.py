@@ -130,11 +130,55 @@ def test_every_example_has_a_short_readme_and_a_test_that_is_about_it() -> None:
         assert f'"{example}"' in tests or f"docker/{example}" in tests, example
 
 
+CUDA_FOLDER = ROOT / "docker/export-cuda"
+CUDA_RESULT = ROOT / "tests/benchmarks/cuda/cuda.json"
+MIN_DRIVERS = {"13": 580, "12": 525}
+"""Of each major version of CUDA, whose minor versions all run on it. Source: NVIDIA, CUDA compatibility guide."""
+ORT_CUDA = {"1.31": ("13.0", "9")}
+"""CUDA, as its wheel's build_and_package_info tells, and cuDNN, as its library loads it: libcudnn.so.9."""
+
+
+def cuda_versions() -> dict[str, str]:
+    """As the page of docker/export-cuda tells them: "CUDA", "cuDNN", "driver", and packages by name."""
+    line = next(line for line in (CUDA_FOLDER / "README.md").read_text().splitlines() if line.startswith("Versions:"))
+    return dict(re.findall(r"([A-Za-z][\w-]*) (\d[\d.]*\d|\d)", line))
+
+
+def test_the_cuda_image_is_of_the_versions_that_are_pinned() -> None:
+    listed = pins((ROOT / "constraints.txt").read_text())
+    told = cuda_versions()
+    assert {"CUDA", "cuDNN", "driver", "onnxruntime-gpu", "torch"} == set(told)
+    assert listed["onnxruntime-gpu"] == listed["onnxruntime"]
+    assert [told[name] for name in ("onnxruntime-gpu", "torch")] == [listed["onnxruntime-gpu"], listed["torch"]]
+    assert (told["CUDA"], told["cuDNN"]) == ORT_CUDA[listed["onnxruntime-gpu"].rpartition(".")[0]]
+    base = re.search(r"BASE=nvidia/cuda:([\d.]+)-", (CUDA_FOLDER / "Dockerfile").read_text())
+    assert base is not None
+    assert base[1].startswith(f"{told['CUDA']}.")
+    assert int(told["driver"]) >= MIN_DRIVERS[told["CUDA"].partition(".")[0]]
+
+
+def was_run(result: Path, told: dict[str, str]) -> bool:
+    """Whether a result that is kept was measured with these versions."""
+    if not result.is_file():
+        return False
+    facts = json.loads(result.read_text())["facts"]
+    return all(facts.get(name) == told[name] for name in ("onnxruntime-gpu", "torch"))
+
+
+def test_what_was_run_with_other_versions_was_not_run(tmp_path: Path) -> None:
+    told = cuda_versions()
+    kept = tmp_path / "cuda.json"
+    assert not was_run(kept, told)
+    for changed, expected in (({}, True), ({"torch": "2.11.0"}, False), ({"onnxruntime-gpu": "1.30.0"}, False)):
+        kept.write_text(json.dumps({"facts": told | changed}))
+        assert was_run(kept, told) is expected
+
+
 def test_what_was_never_run_says_so() -> None:
     """docker/export-cuda needs a GPU and its driver: no test builds it, and it must not look as if one did."""
-    folder = ROOT / "docker/export-cuda"
-    assert "NOT RUN" in (folder / "Dockerfile").read_text()
-    assert "Nobody has built or run this image yet" in (folder / "README.md").read_text()
+    never = not was_run(CUDA_RESULT, cuda_versions())
+    assert ("NOT RUN" in (CUDA_FOLDER / "Dockerfile").read_text()) is never
+    assert ("it was never run on a GPU" in (CUDA_FOLDER / "README.md").read_text()) is never
     kept = ("COPY", "ENV", "USER", "ENTRYPOINT", "CMD", "WORKDIR")
     installs = [
         [rest for name, rest in instructions((ROOT / "docker" / example / "Dockerfile").read_text()) if name in kept]

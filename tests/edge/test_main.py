@@ -47,7 +47,7 @@ def test_selftest_as_json(tiny_bundle: Path, capsys: pytest.CaptureFixture[str])
     report = json.loads(capsys.readouterr().out)
     assert (report["schema_version"], report["verdict"], report["model"]) == (1, "pass", "tiny")
     assert [row["check"] for row in report["checks"]] == ["files", "contract", "preprocess", "provider", "golden"]
-    assert report["requested"] == {"artifacts": ["onnx"], "runtime": "", "threads": 1}
+    assert report["requested"] == {"artifacts": ["onnx"], "runtime": "", "threads": 1, "device": None}
     assert report["host"] == platform.node()
     assert datetime.fromisoformat(report["time_utc"]).utcoffset() == timedelta()
     assert report["latency"][0]["threads"] == 1

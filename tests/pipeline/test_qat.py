@@ -60,7 +60,7 @@ def quick() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "select", _coarse)
-        patch.setattr(train_data, "augment", lambda images, rng: images)
+        patch.setattr(train_data, "augment", lambda images, rng, **part: images)
         patch.setattr(simplify, "_CHILD", ["false"])
         yield
     torch.set_num_threads(before)

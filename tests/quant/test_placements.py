@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from cspdeploy.core.catalog import DEFAULT_OPSET
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.targets import TARGETS
 from cspdeploy.quant.placements import PLACEMENTS, Placement, find_placement
@@ -46,6 +47,10 @@ def test_target_narrows_the_opsets() -> None:
     assert find_placement("ort-1.10", features=VNNI, machine="x86_64").max_opset == 15
     assert find_placement("tensorrt-8.6").max_opset <= TARGETS["tensorrt-8.6"].max_opset
     assert find_placement("TRT-10").name == "tensorrt"
+    assert find_placement("tensorrt-8.6").max_opset == 17
+    assert (
+        find_placement("tensorrt-10").max_opset >= DEFAULT_OPSET
+    )  # else an export that names no opset would end there
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS.keys() - REFUSED))

@@ -6,8 +6,10 @@ import pytest
 from rich.console import Console
 
 from cspdeploy.check.bench import BenchReport, BenchRow
-from cspdeploy.check.profile import NodeTime, OperatorTime, Profile
+from cspdeploy.check.gpu_record import GpuRecord
+from cspdeploy.check.profile import KernelTime, NodeTime, OperatorTime, Profile
 from cspdeploy.check.roofline import Peak, Roofline
+from cspdeploy.check.stats import DeviceTime
 from cspdeploy.check.sweep import Copies, SweepCell
 from cspdeploy.core.types import ColdStart, MemoryUse, Timing
 from cspdeploy.report.bench import render_bench
@@ -108,3 +110,89 @@ def test_parts_that_were_measured() -> None:
                  "a note", "warning: noisy machine: buy another", "UNTRAINED"):  # fmt: skip
         assert part in text
     assert text.index("onnx on ort-cpu: images/s") < text.index("320 (25.00)")
+
+
+ON_GPU = dataclasses.replace(
+    ROW, runtime="ort-cuda", variant="cuda-graph", inputs="rotated: 64 sets, 50 MB",
+    settings={"use_tf32": "1", "enable_cuda_graph": "1"},
+    timing=dataclasses.replace(FIRST, p50_ms=0.25, ci_low_ms=0.24, ci_high_ms=0.26),
+    device=DeviceTime(p50_ms=0.2, ci_low_ms=0.19, ci_high_ms=0.21, launch_share=0.2),
+)  # fmt: skip
+
+
+def test_device_has_columns_only_where_some_row_has_one() -> None:
+    assert "device" not in _text(REPORT)
+    text = _text(dataclasses.replace(REPORT, rows=(ROW, ON_GPU)), width=180)
+    assert "host p50 ms" in text
+    assert "device p50" in text
+    on_gpu = next(line for line in text.splitlines() if "ort-cuda [cuda-graph]" in line)
+    for value in ("0.250", "0.240 to 0.260", "0.200", "20 %"):
+        assert value in on_gpu
+
+
+def test_row_without_a_device_leaves_its_cells_empty() -> None:
+    broken = dataclasses.replace(ON_GPU, verdict="error", reason="out of GPU memory", timing=None, device=None)
+    text = _text(dataclasses.replace(REPORT, rows=(ROW, ON_GPU, broken)), width=180)
+    assert "onnx on ort-cuda [cuda-graph]: error: out of GPU memory" in text
+    first = _line(text, "onnx  ")
+    assert "10.000" in first
+    assert " % " not in first  # nothing is launched on a CPU
+
+
+def test_how_a_session_was_set_is_one_line_for_all_its_rows() -> None:
+    other = dataclasses.replace(ON_GPU, artifact="onnx-fp16")
+    text = " ".join(_text(dataclasses.replace(REPORT, rows=(ROW, ON_GPU, other)), width=180).split())
+    line = "onnx, onnx-fp16 on ort-cuda [cuda-graph]: inputs rotated: 64 sets, 50 MB; use_tf32 1, enable_cuda_graph 1"
+    assert text.count(line) == 1
+
+
+def test_gpu_is_told_with_what_held_it() -> None:
+    record = GpuRecord(group="tiny", gpu="NVIDIA A GPU", num_samples=50, sm_clock_mhz=(1200.0, 1900.0, 1980.0),
+                       power_w=(90.0, 650.0, 700.0), limits=("power limit",))  # fmt: skip
+    environment = REPORT.environment | {"gpu": "NVIDIA A GPU", "gpu_driver": "580.1 (CUDA 13.0)"}
+    report = dataclasses.replace(REPORT, gpus=(record,), environment=environment)
+    text = " ".join(_text(report).split())
+    assert "NVIDIA A GPU while tiny was timed: SM clock 1900 MHz (1200 to 1980), power 650 W (90 to 700)" in text
+    assert "held by power limit" in text
+    assert "read, not set" in text
+    assert "580.1 (CUDA 13.0)" in text
+    assert "580.1" not in _text(dataclasses.replace(REPORT, environment=environment))  # it was not used
+
+
+@pytest.mark.parametrize(("bound", "share", "words"), [("launch-bound", 0.25, "waits for the host"),
+                                                       ("kernel-bound", 0.9, "most of the run")])  # fmt: skip
+def test_kernels_and_whether_the_gpu_waits(bound: str, share: float, words: str) -> None:
+    kernel = "void cutlass::Kernel2<" + "x" * 200 + ">"
+    profile = Profile(
+        subject="s", artifact="onnx", runtime="ort-cuda", variant="nhwc", nodes_ms=0.0, run_ms=2.0, operators=(),
+        nodes=(), kernels=(KernelTime(kernel=kernel, num_calls=53, ms=0.4, share=0.8),), busy_ms=2.0 * share,
+        busy_share=share, bound=bound,  # type: ignore[arg-type]
+    )  # fmt: skip
+    text = _text(dataclasses.replace(REPORT, profiles=(profile,)))
+    assert "onnx on ort-cuda [nhwc]" in text
+    assert "80.0 %" in text
+    assert "..." in text
+    assert f"({100 * share:.0f} %): {bound}" in " ".join(text.split())
+    assert words in " ".join(text.split())
+
+
+def test_peaks_name_their_arithmetic() -> None:
+    names = {"subject": "s", "artifact": "onnx", "runtime": "ort-cuda"}
+    roof = Roofline(**names, gflop=1.0, gflops=1.0, peak_share=0.5, arithmetic_ms=1.0, weights_ms=1.0, roof_share=0.5,
+                    bound="memory", variant="nhwc")  # fmt: skip
+    peaks = tuple(
+        Peak(runtime="ort-cuda", num_threads=0, gflops=gflops, gbytes_per_s=1.0, precision=precision, tf32=tf32)
+        for gflops, precision, tf32 in ((300.0, "fp32", True), (700.0, "fp16", False))
+    )
+    text = _text(dataclasses.replace(REPORT, rooflines=(roof,), peaks=peaks))
+    assert "300 GFLOP/s in float32, rounded to TF32" in " ".join(text.split())
+    assert "700 GFLOP/s in float16" in " ".join(text.split())
+    assert "ort-cuda [nhwc]" in text
+
+
+def test_sweep_holds_the_device_beside_the_host() -> None:
+    cell = SweepCell(subject="s", artifact="onnx", runtime="ort-cuda", variant="nhwc", batch=8, num_threads=0,
+                     p50_ms=2.0, images_per_s=4000.0, device_p50_ms=1.75)  # fmt: skip
+    text = _text(dataclasses.replace(REPORT, sweep=(cell,)))
+    assert "onnx on ort-cuda [nhwc]: images/s" in text
+    assert "4000 (2.00, device 1.750)" in text

@@ -14,6 +14,7 @@ from cspdeploy.pipeline.compare import ComparedSide, CompareReport, Quantity, Re
 from cspdeploy.pipeline.pair_latency import LatencyRow
 from cspdeploy.pipeline.paper import ClaimResult, PaperReport
 from cspdeploy.pipeline.sides import AccuracyPair, CurvePoint, KnownAccuracy, TrainingPair, TrainingRun
+from cspdeploy.pipeline.time_claims import RegimeVerdict
 from cspdeploy.report.compare import render_comparison, render_paper
 
 
@@ -102,6 +103,20 @@ def test_latency_with_its_interval_its_verdict_and_its_regime() -> None:
     assert "a CPU" in _line(text, "machine:")
     assert "UNTRAINED" in _line(text, "A csp is")
     assert "B base is" not in text
+
+
+def test_variant_stands_in_its_row_and_its_note_below() -> None:
+    graph = dataclasses.replace(
+        TIMED, runtime="ort-cuda", artifact="onnx-fp16", variant="cuda-graph", note="captured [once]", tf32=True,
+        engine="onnxruntime-gpu 1.31.1, GPU 0, TF32 on", inputs="rotated: 64 sets, 50 MB", device_ratio=0.9,
+        device_ratio_low=0.88, device_ratio_high=0.92, a_device_ms=1.0, b_device_ms=0.9,
+    )  # fmt: skip
+    text = _text(render_comparison(_report(latency=(TIMED, graph))))
+    assert "10.00 ms 12.35 ms" in _line(text, "ort-cuda onnx-fp16 cuda-graph, batch 8")
+    assert _line(text, "  by the GPU's clock") == "by the GPU's clock 1.00 ms 0.90 ms 0.900 (0.880 to 0.920)"
+    assert _line(text, "cuda-graph: ") == "cuda-graph: captured [once]"
+    assert _line(text, "inputs rotated") == "inputs rotated: 64 sets, 50 MB"
+    assert "TF32 on" in _line(text, "ort-cuda: ")
 
 
 def test_every_precision_of_a_runtime_is_said() -> None:
@@ -203,6 +218,37 @@ def test_time_and_accuracy_claims() -> None:
     assert "+0.8 points" in _line(text, "top-1 76.6")
     assert _line(text, "ort-cpu: ") == "ort-cpu: onnxruntime 1.31.1, 2 threads, fp32"
     assert _line(text, "warning") == "warning: noise"
+
+
+def _regime(regime: str, verdict: Any, change: float | None, **fields: Any) -> RegimeVerdict:
+    ms = {} if change is None else {"a_ms": 2.0, "b_ms": 1.6, "low": change - 1, "high": change + 1}
+    return RegimeVerdict(
+        regime=regime, batch=32, precision="fp16", verdict=verdict, change=change, **{**ms, **fields}
+    )  # fmt: skip
+
+
+def test_claim_on_times_has_a_table_of_its_regimes() -> None:
+    time = dataclasses.replace(CHANGE, text="18 % less time", subject="time", published=-18.0, device="cuda")
+    regimes = (
+        _regime("torch-cuda eager fp16", "holds", -21.0, device_change=-22.5, a_device_ms=1.9, b_device_ms=1.47),
+        _regime("ort-cuda onnx-fp16 cuda-graph", "does not hold", -2.0, claimed=False),
+        _regime("ort-cuda onnx nhwc", "not measured", None, reason="out of memory"),
+    )
+    result = ClaimResult(
+        claim=time, measured=-21.0, verdict="holds", detail="in one", regime="torch-cuda eager fp16, batch 32",
+        regimes=regimes,
+    )  # fmt: skip
+    text = _text(render_paper(_paper(result, latency={"CSP against base": (TIMED,)})))
+    assert "csp / base at 224, torch-cuda eager fp16, batch 32" in _line(text, "18 % less time  ")
+    assert _line(text, "18 % less time: ") == "18 % less time: csp / base at 224 px, regime by regime"
+    assert _line(text, "torch-cuda eager fp16") == (
+        "torch-cuda eager fp16 32 2.000 1.600 -21.0 % (-22.0 to -20.0) 1.900, 1.470 -22.5 % holds"
+    )
+    assert _line(text, "ort-cuda onnx-fp16").endswith("-2.0 % (-3.0 to -1.0) does not hold, not what was claimed")
+    assert _line(text, "ort-cuda onnx nhwc") == "ort-cuda onnx nhwc 32 not measured: out of memory"
+    assert "regime by regime" not in _text(
+        render_paper(_paper(dataclasses.replace(result, regimes=regimes[2:], regime="", measured=None)))
+    )
 
 
 def test_real_claims_fit_into_a_log() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cspdeploy.core.types import Limit, ParityRow, VerifyReport
+from cspdeploy.core.types import Limit, ParityRow, Repeats, VerifyReport
 from cspdeploy.report.explain import render_explain
 
 LIMIT = Limit(
@@ -57,6 +57,25 @@ def test_int8_and_accuracy_have_their_rules() -> None:
     text = _text(_row("onnx-int8", "ort-cpu", limits=(limit,), limit=0.1, rel_l2=0.02, top1_agreement=1.0, top1=0.93))
     assert "of an INT8 artifact, on 5 % of the images at most" in text
     assert "fp32 0.05 points, fp16 0.1 points, int8 1 points" in text
+
+
+def test_sessions_say_how_they_were_set_and_what_they_gave_again() -> None:
+    text = _text(
+        _row("onnx", "ort-cuda", settings={"tf32": "off", "tf32 (timed)": "on"}, tf32_rel_l2=3e-4, device_p50_ms=0.61,
+             repeats=Repeats(num_runs=10, num_different=9, max_rel_l2=1.2e-7)),
+        _row("onnx-fp16", "ort-cuda", rel_l2=1e-3, rounding_rel_l2=2e-4,
+             repeats=Repeats(num_runs=10, num_different=9, max_rel_l2=float("inf"), first_bad_run=2)),
+        _row("onnx", "ort-cpu", repeats=Repeats(num_runs=10, num_different=0, max_rel_l2=0.0)),
+        _row("torchscript", "torchscript-cpu"),
+    )  # fmt: skip
+    assert "onnx on ort-cuda: set: tf32 off, tf32 (timed) on" in text
+    assert "9 of 10 runs of one input differ in their bits from the first, by a relative L2 of 1.2e-07 at most" in text
+    assert "onnx on ort-cuda: timed with TF32 on, where its relative L2 is 3.0e-04; judged with TF32 off" in text
+    assert "onnx on ort-cuda: median by the device's own clock 0.61 ms" in text
+    assert "9 of 10 runs of one input differ in their bits from the first, run 2 in numbers that are none" in text
+    assert "onnx-fp16 on ort-cuda: relative L2 2.0e-04 from the same file" in text
+    assert "onnx on ort-cpu: 10 runs of one input give the same bits" in text
+    assert "torchscript-cpu" not in text
 
 
 def test_nothing_to_explain() -> None:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from cspdeploy.core.types import ParityRow, Regression, Timing, VerifyReport
+from cspdeploy.core.types import ParityRow, Regression, Repeats, Timing, VerifyReport
 from cspdeploy.report.junit import junit_xml
 
 TIMING = Timing(p50_ms=2.0, ci_low_ms=1.9, ci_high_ms=2.1, num_runs=30, verdict="faster", ratio=1.5, samples_ms=(2.0,))
@@ -74,6 +75,20 @@ def test_figures_are_properties_as_they_were_measured(report: VerifyReport) -> N
     assert "max_abs" not in found  # nothing was measured
     suite = _properties(root[0])
     assert (suite["verdict"], suite["first_break"], suite["cpu"]) == ("fail", "onnx-fp16 on ort-cpu", "x")
+
+
+def test_what_is_known_of_a_session_is_in_its_case(report: VerifyReport) -> None:
+    repeats = Repeats(num_runs=10, num_different=3, max_rel_l2=1.5e-7)
+    known: dict[str, Any] = {
+        "repeats": repeats, "settings": {"tf32": "off"}, "rounding_rel_l2": 2e-4, "tf32_rel_l2": 3e-4,
+        "device_p50_ms": 0.25,
+    }  # fmt: skip
+    row = dataclasses.replace(next(row for row in report.rows if row.rel_l2 == 1.25e-7), **known)
+    root = ET.fromstring(junit_xml(dataclasses.replace(report, rows=(row,))))  # noqa: S314
+    found = _properties(_cases(root)["onnx on ort-cpu"])
+    assert (found["repeats"], found["repeats_different"], found["repeats_max_rel_l2"]) == ("10", "3", "1.5e-07")
+    assert (found["settings"], found["device_p50_ms"]) == ("tf32 off", "0.25")
+    assert (found["rounding_rel_l2"], found["tf32_rel_l2"]) == ("0.0002", "0.0003")
 
 
 def test_what_xml_cannot_hold_is_replaced(report: VerifyReport) -> None:

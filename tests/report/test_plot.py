@@ -21,7 +21,7 @@ def _report(*, with_latency: bool = True, given: str = "csp_net") -> Any:
     quantities = [SimpleNamespace(name="parameters", ratio=1.5), SimpleNamespace(name="nothing", ratio=None)]
     timed = SimpleNamespace(
         runtime="ort-cpu",
-        artifact="onnx",
+        regime="ort-cpu onnx",
         batch=8,
         ratio=0.8,
         ratio_low=0.75,

@@ -10,9 +10,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from cspdeploy.core.errors import EXIT_NO_ENGINE, InputError, RuntimeUnavailableError
+from cspdeploy.core.errors import EXIT_NO_ENGINE, DeviceMemoryError, InputError, RuntimeUnavailableError
 from cspdeploy.runtimes.base import SessionRequest
 from cspdeploy.runtimes.ort import CPU, CUDA, RUNTIMES, OrtSession, find_copies, open_cpu_session
+from cspdeploy.runtimes.ort_gpu_calls import output_places
+from cspdeploy.runtimes.ort_open import Closed
 
 THREE_NODES = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -83,7 +85,10 @@ def test_provider_that_takes_no_node_is_an_error(tmp_path: Path, monkeypatch: py
     """The engine lists CUDA for the session, yet its own record has every node on the CPU."""
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
-    with pytest.raises(RuntimeUnavailableError, match=f"asked for {CUDA}, which took no node"):
+    with pytest.raises(
+        RuntimeUnavailableError,
+        match=f"asked for {CUDA}, which took no node: it has no kernel for any of Add, Exp, Neg",
+    ):
         OrtSession(_write(tmp_path / "three.onnx", THREE_NODES), provider=CUDA)
 
 
@@ -201,25 +206,9 @@ def test_threads_and_optimisation_are_those_of_the_request(tmp_path: Path) -> No
     path = _write(tmp_path / "three.onnx", THREE_NODES)
     runtime = next(runtime for runtime in RUNTIMES if runtime.name == "ort-cpu")
     session = runtime.open(SessionRequest(path=path, num_threads=1, optimise=False))
-    options = session._session.get_session_options()  # type: ignore[attr-defined]
+    options = session.engine.get_session_options()  # type: ignore[attr-defined]
     assert options.intra_op_num_threads == 1
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-
-
-@pytest.mark.parametrize(("tf32", "graph"), [(False, False), (True, False), (False, True)])
-def test_tf32_and_graphs_reach_the_engine(monkeypatch: pytest.MonkeyPatch, tf32: bool, graph: bool) -> None:
-    given: list[Any] = []
-
-    def refuse(*arguments: Any, providers: list[Any]) -> None:
-        given.append(providers[0])
-        raise RuntimeError("seen")
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
-    with pytest.raises(RuntimeError, match="seen"):
-        OrtSession(b"", provider=CUDA, tf32=tf32, cuda_graph=graph)
-    assert given[0][0] == CUDA
-    assert given[0][1]["use_tf32"] == str(int(tf32))
-    assert given[0][1]["enable_cuda_graph"] == str(int(graph))
 
 
 def test_cuda_graph_on_the_cpu_is_refused() -> None:
@@ -227,23 +216,26 @@ def test_cuda_graph_on_the_cpu_is_refused() -> None:
         _session(THREE_NODES, cuda_graph=True)
 
 
-def test_output_shapes_without_a_run() -> None:
+def test_output_places_without_a_run() -> None:
     session = _session(THREE_NODES)
-    assert session.output_shapes({"x": np.ones((7, 2), np.float32)}) == {"small": (7, 2), "big": (7, 2)}
+    feeds = {"x": np.ones((7, 2), np.float32)}
+    places = output_places(session.engine, session.inputs, feeds)
+    assert places == {"small": ((7, 2), np.float32), "big": ((7, 2), np.float32)}
     unknown = _session('<ir_version: 8, opset_import: ["" : 17]> g (float[N] x) => (int64[M, K] y) { y = NonZero(x) }')
     with pytest.raises(InputError, match="a shape that is known"):
-        unknown.output_shapes({"x": np.ones(7, np.float32)})
+        output_places(unknown.engine, unknown.inputs, {"x": np.ones(7, np.float32)})
 
 
-def test_outputs_bound_to_fixed_places_are_computed() -> None:
-    """As a CUDA graph needs them; here on the CPU."""
-    session = _session(PICK)
-    session._cuda_graph = True
-    call = session.bind({"table": np.array([1.0, 2.0, 3.0], np.float32), "index": np.array([2])})
-    call()
-    outside = session.bind({"table": np.array([1.0, 2.0, 3.0], np.float32), "index": np.array([3])})
-    with pytest.raises(Exception, match="out of data bounds"):
-        outside()
+def test_inputs_in_turn_are_of_a_gpu() -> None:
+    with pytest.raises(InputError, match=f"bound on a GPU, this session is on {CPU}"):
+        _session(THREE_NODES).bind_sets([{"x": np.ones((7, 2), np.float32)}])
+
+
+def test_session_that_is_closed_says_so_of_whatever_is_asked() -> None:
+    closed = Closed(DeviceMemoryError("running m.onnx: out of GPU memory", fix="--batch 1"))
+    with pytest.raises(DeviceMemoryError, match="out of GPU memory; the session was closed") as caught:
+        closed.run(None, {})
+    assert caught.value.fix == "--batch 1"
 
 
 def test_copies_are_not_known_where_nothing_may_be_written(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

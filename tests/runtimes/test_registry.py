@@ -33,11 +33,11 @@ def fresh_registry() -> Iterator[None]:
 def test_names_and_devices() -> None:
     assert set(all_runtimes()) == {
         "torch-cpu", "torch-cuda", "torchscript-cpu", "torchscript-cuda", "pt2-cpu", "pt2-cuda", "ort-cpu", "ort-cuda",
-        "fp16-rounding", "onnx-fp64", "openvino",
+        "fp16-rounding", "onnx-fp64", "openvino", "ort-tensorrt",
     }  # fmt: skip
     for name, runtime in all_runtimes().items():
         assert runtime.name == name
-        assert runtime.device == ("cuda" if name.endswith("-cuda") else "cpu")
+        assert runtime.device == ("cuda" if name.endswith(("-cuda", "-tensorrt")) else "cpu")
     assert not all_runtimes()["fp16-rounding"].timed
 
 
@@ -49,7 +49,9 @@ def test_cpu_comes_first() -> None:
 def test_every_file_with_an_engine_is_found() -> None:
     folder = Path(cspdeploy.runtimes.__file__).parent
     files = [path.stem for path in folder.glob("*.py") if "\nRUNTIMES = " in path.read_text()]
-    assert sorted(files) == ["eager", "fp16_rounding", "onnx_fp64", "openvino", "ort", "pt2", "torchscript"]
+    assert sorted(files) == [
+        "eager", "fp16_rounding", "onnx_fp64", "openvino", "ort", "ort_tensorrt", "pt2", "torchscript"
+    ]  # fmt: skip
     defined = [runtime for name in files for runtime in importlib.import_module(f"cspdeploy.runtimes.{name}").RUNTIMES]
     assert len(defined) == len(all_runtimes())
     for runtime in defined:

@@ -53,3 +53,10 @@ def test_same_seed_gives_the_same_images_and_the_originals_stay() -> None:
     assert np.array_equal(images, before)
     assert first.shape == images.shape
     assert first.dtype == np.uint8
+
+
+def test_part_of_a_batch_is_changed_as_the_whole_is() -> None:
+    images = _images(6)
+    whole = augment(images, np.random.default_rng(1))
+    part = augment(images[2:4], np.random.default_rng(1), part=slice(2, 4), num=6)
+    assert np.array_equal(part, whole[2:4])

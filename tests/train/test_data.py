@@ -11,6 +11,7 @@ from cspdeploy.core.preprocess import preprocess
 from cspdeploy.core.spec import Preprocess
 from cspdeploy.train import data as train_data
 from cspdeploy.train.data import BatchLoader, measure_mean_std
+from cspdeploy.train.share import Share
 
 MakeStripes = Callable[..., LabelledImages]
 
@@ -67,6 +68,22 @@ def test_set_too_large_for_the_cache_gives_the_same_batches(
     monkeypatch.setattr(train_data, "MAX_CACHE_BYTES", 0)
     decoded = list(BatchLoader(images, tiny_contract, batch=4).epoch(seed=(0, 0)))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(cached, decoded, strict=True))
+
+
+@pytest.mark.parametrize("num", [2, 4])
+def test_shares_of_all_workers_are_the_batches_of_one(
+    make_stripes: MakeStripes, tiny_contract: Preprocess, num: int
+) -> None:
+    loader = BatchLoader(make_stripes(18, seed=0), tiny_contract, batch=8)
+    shares = [Share(rank, num) for rank in range(num)]
+    parts = zip(*(loader.epoch(seed=(0, 1), share=share) for share in shares), strict=True)
+    for (x, classes), part in zip(loader.epoch(seed=(0, 1)), parts, strict=True):
+        assert torch.equal(torch.cat([own for own, _ in part]), x)
+        assert torch.equal(torch.cat([own for _, own in part]), classes)
+    in_order = [list(loader.in_order(share=share)) for share in shares]
+    for i, (x, _) in enumerate(loader.in_order()):
+        assert torch.equal(in_order[i % num][i // num][0], x)
+    assert sum(len(batches) for batches in in_order) == 3  # whole batches: of four workers one has none
 
 
 def test_unreadable_image_reaches_the_caller(tiny_contract: Preprocess) -> None:

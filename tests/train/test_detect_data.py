@@ -13,6 +13,7 @@ from cspdeploy.core.spec import Preprocess
 from cspdeploy.nets.network import darknet_contract
 from cspdeploy.train.detect_data import BoxLoader, to_input
 from cspdeploy.train.detect_folder import open_boxes
+from cspdeploy.train.share import Share
 
 CONTRACT = darknet_contract().with_size(64, 96)
 
@@ -67,6 +68,20 @@ def test_an_epoch_is_augmented_and_the_same_for_its_seed(loader: BoxLoader) -> N
         assert (targets[:, 4:] > targets[:, 2:4]).all()
         assert targets[:, 2:].min() >= 0
         assert (targets[:, 4:] <= torch.tensor([96.0, 64.0])).all()
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_shares_of_all_workers_are_the_batches_of_one(loader: BoxLoader, epoch: int) -> None:
+    """With mosaics and without: pixels and boxes to the bit, the boxes' pictures numbered within the slice."""
+    shares = [Share(rank, 3) for rank in range(3)]
+    parts = zip(*(loader.epoch(seed=(4, epoch), share=share) for share in shares), strict=True)
+    for (x, targets), part in zip(loader.epoch(seed=(4, epoch)), parts, strict=True):
+        assert torch.equal(torch.cat([own for own, _ in part]), x)
+        moved = [rows + torch.tensor([2.0 * rank, 0, 0, 0, 0, 0]) for rank, (_, rows) in enumerate(part)]
+        assert torch.equal(torch.cat(moved), targets)
+    assert [loader.indices_in_order(share=share) for share in shares] == [
+        list(range(6)), list(range(6, 12)), list(range(12, 16)),
+    ]  # fmt: skip
 
 
 def test_mosaics_end_before_the_run_does(loader: BoxLoader, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,9 @@ def _loaders(spec: ModelSpec, folder: Path) -> dict[str, BoxLoader]:
 def straight(detector_spec: ModelSpec, boxes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two epochs without a break."""
     checkpoint = tmp_path_factory.mktemp("run") / "c.pt"
-    model, curve = train_detector(detector_spec, RECIPE, **_loaders(detector_spec, boxes_folder), checkpoint=checkpoint)
+    model, curve, _ = train_detector(
+        detector_spec, RECIPE, **_loaders(detector_spec, boxes_folder), checkpoint=checkpoint
+    )
     return Run(model, curve, checkpoint)
 
 
@@ -87,7 +89,7 @@ def test_interrupted_and_resumed_run_equals_the_straight_one(
     options: dict[str, Any] = {**_loaders(detector_spec, boxes_folder), "checkpoint": tmp_path / "c.pt"}
     with pytest.raises(KeyboardInterrupt):
         train_detector(detector_spec, RECIPE, **options, progress=interrupt)
-    model, curve = train_detector(detector_spec, RECIPE, **options, resume=True)
+    model, curve, _ = train_detector(detector_spec, RECIPE, **options, resume=True)
     assert [dataclasses.replace(record, seconds=0.0) for record in curve] == [
         dataclasses.replace(record, seconds=0.0) for record in straight.curve
     ]

@@ -91,6 +91,8 @@ def test_labels_calibration_and_curve(trained: Trained) -> None:
     curve = json.loads((trained.folder / "train.json").read_text())
     assert [row["epoch"] for row in curve["epochs"]] == [record.epoch for record in trained.report.curve] == [1, 2]
     assert curve["recipe"]["batch"] == 8
+    (place,) = curve["places"]
+    assert (place["from_epoch"], place["device"], place["workers"], place["dtype"]) == (1, "cpu", 1, "bfloat16")
 
 
 def test_reported_accuracy_is_that_of_the_files(trained: Trained, stripes_folder: Path) -> None:

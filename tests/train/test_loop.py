@@ -45,7 +45,7 @@ def straight(stripes_spec: ModelSpec, loaders: Loaders, tmp_path_factory: pytest
     """Two epochs without a break."""
     told: list[tuple[str, int, int]] = []
     checkpoint = tmp_path_factory.mktemp("run") / "c.pt"
-    model, curve = train(
+    model, curve, _ = train(
         stripes_spec, RECIPE, **loaders, checkpoint=checkpoint, progress=lambda *args: told.append(args)
     )
     return Run(model, curve, checkpoint, told)
@@ -102,12 +102,12 @@ def test_interrupted_and_resumed_run_equals_the_straight_one(
     stripes_spec: ModelSpec, loaders: Loaders, half_way: Path, straight: Run, tmp_path: Path
 ) -> None:
     checkpoint = shutil.copy(half_way, tmp_path / "c.pt")
-    model, curve = train(stripes_spec, RECIPE, **loaders, checkpoint=checkpoint, resume=True)
+    model, curve, _ = train(stripes_spec, RECIPE, **loaders, checkpoint=checkpoint, resume=True)
     _assert_same_run(model, curve, straight)
 
 
 def test_finished_run_resumes_to_its_own_result(stripes_spec: ModelSpec, loaders: Loaders, straight: Run) -> None:
-    model, curve = train(stripes_spec, RECIPE, **loaders, checkpoint=straight.checkpoint, resume=True)
+    model, curve, _ = train(stripes_spec, RECIPE, **loaders, checkpoint=straight.checkpoint, resume=True)
     _assert_same_run(model, curve, straight)
 
 
@@ -159,7 +159,7 @@ def test_shortest_runs(
     """Where a quarter of the steps, the warm-up, is about one."""
     loader = BatchLoader(make_stripes(2 * num_batches, seed=0), tiny_contract, batch=2)
     recipe = dataclasses.replace(RECIPE, epochs=1, batch=2)
-    _, curve = train(stripes_spec, recipe, training=loader, testing=loader, checkpoint=tmp_path / "c.pt")
+    _, curve, _ = train(stripes_spec, recipe, training=loader, testing=loader, checkpoint=tmp_path / "c.pt")
     assert len(curve) == 1
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from cspdeploy.core.errors import InputError, did_you_mean
-from cspdeploy.core.targets.model import DtypeRule, Rule, Severity, Target
+from cspdeploy.core.targets.model import DtypeRule, PatternRule, Rule, Severity, Target
 from cspdeploy.core.targets.operators import COMPOSITES, OPERATOR_SINCE
 from cspdeploy.core.targets.table import TARGETS
 
-__all__ = ["COMPOSITES", "OPERATOR_SINCE", "TARGETS", "DtypeRule", "Rule", "Severity", "Target", "find_target"]
+__all__ = [
+    "COMPOSITES", "OPERATOR_SINCE", "TARGETS", "DtypeRule", "PatternRule", "Rule", "Severity", "Target", "find_target",
+]  # fmt: skip
 
 
 def find_target(name: str) -> Target:

@@ -8,18 +8,45 @@ from typing import Literal
 
 from cspdeploy.core.targets.operators import COMPOSITES
 
-__all__ = ["DtypeRule", "FreeDims", "Rule", "RuleKind", "Severity", "Target"]
+__all__ = ["DtypeRule", "FreeDims", "PatternKind", "PatternRule", "Rule", "RuleKind", "Severity", "Target"]
 
 Severity = Literal["violation", "warning"]
 """violation: the target does not load the file, or computes something else. warning: it runs, but slowly, in part on
 another device, or with other types."""
 
 RuleKind = Literal[
-    "constant", "spatial", "rank", "attribute", "unused-output", "zero-point", "zero-point-dtype", "form"
+    "constant",
+    "spatial",
+    "rank",
+    "attribute",
+    "unused-output",
+    "zero-point",
+    "zero-point-dtype",
+    "form",
+    "element-type",
 ]
 """constant: inputs that must be known before it runs. spatial: how many spatial dimensions. rank: of the first input.
 attribute: must have one of some values. unused-output: an output that nobody may use. zero-point: must be zero.
-zero-point-dtype: integer type of the quantised values. form: the operator as some opsets define it is not taken."""
+zero-point-dtype: integer type of the quantised values. form: the operator as some opsets define it is not taken.
+element-type: of inputs."""
+
+PatternKind = Literal[
+    "scale",
+    "channel-axis",
+    "pair",
+    "half-quantised",
+    "activation",
+    "residual",
+    "concat",
+    "grid-kept",
+    "output",
+    "quantised-product",
+]
+"""Of quantised graphs. scale: constant and positive. channel-axis: of scales for each channel. pair: QuantizeLinear,
+and DequantizeLinear right behind it. half-quantised: a product with one input on a grid and the other not. activation:
+a pair between a product and its activation. residual: an Add whose pairs are on the wrong branches. concat: inputs on
+several grids. grid-kept: a node that only moves values, between two grids. output: a rounded output of the network.
+quantised-product: a product between pairs, where the target has none in integers."""
 
 FreeDims = Literal["any", "batch", "none"]
 """Dimensions of the inputs that may be left open: any, the first one alone, none."""
@@ -51,6 +78,19 @@ class Rule:
     default: int | str | None = None
     opsets: tuple[int, int] = (1, 10_000)
     severity: Severity = "violation"
+    only_if: tuple[str, int | str] | None = None
+    """An attribute and its value, without which the rule says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatternRule:
+    """A demand on how QuantizeLinear, DequantizeLinear and the nodes around them lie in a graph. Fields as `Rule`'s."""
+
+    kind: PatternKind
+    takes: str
+    fix: str
+    source: str
+    severity: Severity = "violation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +118,9 @@ class Target:
         operators_source: where that list is.
         accelerator: it takes what it can and leaves the other nodes to the CPU: an operator that it lacks is a warning.
         domains: operators of other domains, by domain; None: all of that domain.
+        left: of an accelerator, what becomes of an operator that it lacks.
         functions: whether it reads functions that the file defines itself.
+        patterns: of quantised graphs.
     """
 
     name: str
@@ -94,10 +136,12 @@ class Target:
     free_dims_severity: Severity = "violation"
     aliases: tuple[str, ...] = ()
     accelerator: bool = False
+    left: str = "no such operator, the CPU runs it"
     domains: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
     functions: bool = False
     dtypes: tuple[DtypeRule, ...] = ()
     rules: tuple[Rule, ...] = ()
+    patterns: tuple[PatternRule, ...] = ()
 
     @property
     def dynamic_batch(self) -> bool:

@@ -5,6 +5,7 @@ Sources: ORT is microsoft/onnxruntime, TRT onnx/onnx-tensorrt, `owner/repo#n` a 
 
 from __future__ import annotations
 
+from cspdeploy.core.targets.cuda import CUDA, CUDA_KERNELS, CUDA_LEFT, CUDA_MICROSOFT, CUDA_PATTERNS, CUDA_RULES
 from cspdeploy.core.targets.model import DtypeRule, Rule, Target
 from cspdeploy.core.targets.operators import (
     COREML,
@@ -20,6 +21,7 @@ from cspdeploy.core.targets.operators import (
     TENSORRT_8_6,
     TENSORRT_10,
 )
+from cspdeploy.core.targets.qdq import TENSORRT_PATTERNS
 from cspdeploy.core.targets.rules import (
     COREML_OPERATORS,
     COREML_RULES,
@@ -106,7 +108,7 @@ _TENSORRT_8_6 = Target(
             source=_TENSORRT_8_5_OPERATORS,
         ),
     ),
-    domains=_TENSORRT_PLUGINS, rules=TENSORRT_8_6_RULES,
+    domains=_TENSORRT_PLUGINS, rules=TENSORRT_8_6_RULES, patterns=TENSORRT_PATTERNS,
 )  # fmt: skip
 
 _TENSORRT_10 = Target(
@@ -130,7 +132,7 @@ _TENSORRT_10 = Target(
             fix="export in float32 or float16", source=TENSORRT_10_OPERATORS,
         ),
     ),
-    domains=_TENSORRT_PLUGINS, rules=TENSORRT_10_RULES,
+    domains=_TENSORRT_PLUGINS, rules=TENSORRT_10_RULES, patterns=TENSORRT_PATTERNS,
 )  # fmt: skip
 
 _OPENVINO = Target(
@@ -198,11 +200,21 @@ _NNAPI = Target(
     functions=True, rules=NNAPI_RULES,
 )  # fmt: skip
 
+# The opset and IR of 1.18: a file that its CPU provider does not load runs nowhere.
+_ORT_CUDA = Target(
+    name="ort-cuda", aliases=("cuda", "onnxruntime-gpu"), accelerator=True, left=CUDA_LEFT,
+    summary="ONNX Runtime 1.18 and later on CUDA", min_opset=7, max_opset=21, max_ir=10,
+    caps_source=_ORT_COMPATIBILITY, operators=CUDA, operators_source=CUDA_KERNELS, free_dims="any",
+    free_dims_source="onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html: a CUDA graph alone needs "
+    "shapes that do not change",
+    domains={"com.microsoft": CUDA_MICROSOFT}, functions=True, rules=CUDA_RULES, patterns=CUDA_PATTERNS,
+)  # fmt: skip
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         _ort("1.10", opset=15, ir=8), _ort("1.12", opset=17, ir=8), _ort("1.14", opset=18, ir=8),
         _ort("1.16", opset=19, ir=9), _OPENCV_4, _OPENCV_4_11, _TENSORRT_8_6, _TENSORRT_10, _OPENVINO, _ORT_WEB,
-        _ORT_MOBILE, _COREML, _NNAPI,
+        _ORT_MOBILE, _COREML, _NNAPI, _ORT_CUDA,
     )
 }  # fmt: skip

@@ -177,12 +177,11 @@ def placement_table(rows: Sequence[ParityRow]) -> Markup:
     for row in told:
         elsewhere = "; ".join(f"{node.operator} {node.node} on {node.provider}" for node in row.nodes_elsewhere)
         copies = "" if row.num_copies is None else str(row.num_copies)
-        tf32 = "" if row.tf32_rel_l2 is None else f"{row.tf32_rel_l2:.1e}"
         placed = ", ".join(f"{provider} {count}" for provider, count in row.placement.items())
-        lines.append((row_name(row), placed, copies, tf32, elsewhere))
+        lines.append((row_name(row), placed, copies, elsewhere))
     named = [
         Column(name="artifact on runtime"), Column(name="nodes by provider"), Column(name="copies", number=True),
-        Column(name="relative L2 with TF32", number=True), Column(name="nodes elsewhere", wide=True),
+        Column(name="nodes elsewhere", wide=True),
     ]  # fmt: skip
     kept = [i for i in range(len(named)) if any(cells[i] for cells in lines)]
     return table(

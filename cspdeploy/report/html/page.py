@@ -18,6 +18,7 @@ from cspdeploy.report.html.latency import latency_chart, latency_table
 from cspdeploy.report.html.making import audit_table, environment_lists, file_table, placement_table, step_list
 from cspdeploy.report.html.markup import Markup, join, tag
 from cspdeploy.report.html.rows import artifact_rows, bundle_rows, rows_of_size
+from cspdeploy.report.html.sessions import session_table
 from cspdeploy.report.html.snippet import snippet_markup
 from cspdeploy.report.html.tradeoff import tradeoff_chart
 from cspdeploy.report.html.usage import snippets_for
@@ -212,8 +213,9 @@ def _limits(rows: Sequence[ParityRow]) -> _Section | None:
 
 
 def _what(rows: Sequence[ParityRow]) -> _Section | None:
-    lead = "What the files hold, and where their nodes really run."
-    return _section("files", "Inside the files", lead, audit_table(rows), placement_table(rows))
+    lead = "What the files hold, where their nodes really run, and how the engines were set."
+    tables = (audit_table(rows), placement_table(rows), session_table(rows))
+    return _section("files", "Inside the files", lead, *tables)
 
 
 def _steps(manifest: Manifest) -> _Section | None:

@@ -24,9 +24,9 @@ def test_operators_and_their_opsets_are_those_of_onnx() -> None:
 @pytest.mark.parametrize("target", CASES)
 def test_every_row_and_rule_names_its_source(target: Target) -> None:
     sources = [target.caps_source, target.operators_source, target.free_dims_source]
-    sources += [rule.source for rule in (*target.rules, *target.dtypes)]
+    sources += [rule.source for rule in (*target.rules, *target.dtypes, *target.patterns)]
     assert all("/" in source for source in sources), sources  # a repository, a thread or an address
-    assert all(rule.takes and rule.fix for rule in (*target.rules, *target.dtypes))
+    assert all(rule.takes and rule.fix for rule in (*target.rules, *target.dtypes, *target.patterns))
 
 
 @pytest.mark.parametrize("target", CASES)
@@ -47,7 +47,7 @@ def test_what_a_target_lacks_or_does_not_know_yet_is_decomposed(target: Target) 
 
 def test_mish_is_decomposed_for_old_runtimes_and_for_those_without_it() -> None:
     assert {name for name in TARGETS if "Mish" not in TARGETS[name].decompose} == {
-        "ort-1.14", "ort-1.16", "ort-web", "tensorrt-10", "openvino",
+        "ort-1.14", "ort-1.16", "ort-web", "tensorrt-10", "openvino", "ort-cuda",
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cspdeploy.core.golden import Golden
-from cspdeploy.core.types import LayerCurve, Manifest, Regression, StepRecord, Verdict, VerifyReport
+from cspdeploy.core.types import LayerCurve, Manifest, Regression, Repeats, StepRecord, Verdict, VerifyReport
 from cspdeploy.report.html import render_report, write_report
 from cspdeploy.report.html.rows import VERDICT_WORDS
 
@@ -363,3 +363,29 @@ def test_text_has_the_contrast_of_wcag_aa(blocks: tuple[int, ...]) -> None:
     for text, ground in TEXT_PAIRS:
         lighter, darker = sorted((_luminance(colours[text]), _luminance(colours[ground])), reverse=True)
         assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (text, ground)
+
+
+# --- sessions ---
+
+
+def test_how_sessions_were_set_has_a_table_where_something_is_known(inputs: _Inputs) -> None:
+    assert "How sessions were set" not in _Page(inputs.render()).text
+    first = next(row for row in inputs.report.rows if row.rel_l2 is not None)
+    told = dataclasses.replace(
+        first, settings={"tf32": "off", "tf32 (timed)": "on", HOSTILE: HOSTILE}, tf32_rel_l2=3.1e-4,
+        rounding_rel_l2=4.2e-4, device_p50_ms=0.613,
+        repeats=Repeats(num_runs=10, num_different=9, max_rel_l2=1.2e-7),
+    )  # fmt: skip
+    rows = tuple(told if row is first else row for row in inputs.report.rows)
+    source = inputs.render(report=dataclasses.replace(inputs.report, rows=rows))
+    text = _Page(source).text
+    for words in ("How sessions were set", "Verdicts are with TF32 off", "tf32 (timed): on", "10, 9 differ", "0.613"):
+        assert words in text, words
+    assert "<script>alert(1)" not in source
+    bad = dataclasses.replace(told, repeats=Repeats(num_runs=5, num_different=4, max_rel_l2=1.0, first_bad_run=2))
+    same = dataclasses.replace(told, repeats=Repeats(num_runs=5, num_different=0, max_rel_l2=0.0), tf32_rel_l2=None)
+    for row, words in ((bad, "run 2 is not finite"), (same, "5, all the same to the bit")):
+        rows = tuple(row if one is first else one for one in inputs.report.rows)
+        text = _Page(inputs.render(report=dataclasses.replace(inputs.report, rows=rows))).text
+        assert words in text
+        assert ("Verdicts are with TF32 off" in text) == (row is bad)

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from cspdeploy.core.errors import DeviceMemoryError, InputError, RuntimeUnavailableError
+from cspdeploy.runtimes import ort_cuda
+from cspdeploy.runtimes.base import CudaOptions, SessionRequest
+from cspdeploy.runtimes.device_call import CudaCall, batch_of, require_alike
+from cspdeploy.runtimes.ort_cuda import (
+    library_refusal,
+    loaded_libraries,
+    missing_library,
+    open_quietly,
+    preload_libraries,
+    require_taken,
+    why_not_taken,
+)
+from cspdeploy.runtimes.ort_open import gpu_refusal
+from cspdeploy.runtimes.ort_providers import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    TensorrtFile,
+    cuda_options,
+    provider_list,
+    tensorrt_options,
+)
+from cspdeploy.runtimes.ort_tensorrt import TF32_VARIABLE, find_tensorrt, read_file, set_tf32
+
+MAPS = """\
+7f00-7f10 r-xp 00000000 08:01 11 /env/nvidia/cudnn/lib/libcudnn.so.9
+7f10-7f20 r--p 00000000 08:01 11 /env/nvidia/cudnn/lib/libcudnn.so.9
+7f20-7f30 r-xp 00000000 08:01 12 /env/nvidia/cu13/lib/libcublas.so.13
+7f30-7f40 r-xp 00000000 08:01 13 /env/nvidia/cu13/lib/libcublasLt.so.13
+7f40-7f50 r-xp 00000000 08:01 14 /usr/lib/libc.so.6
+7f50-7f60 rw-p 00000000 00:00 0
+"""
+
+
+def test_every_option_is_set_on_purpose() -> None:
+    assert cuda_options(CudaOptions()) == {
+        "device_id": "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "cudnn_conv_use_max_workspace": "1",
+        "prefer_nhwc": "0", "enable_cuda_graph": "0", "arena_extend_strategy": "kSameAsRequested",
+        "do_copy_in_default_stream": "1",
+    }  # fmt: skip
+    asked = CudaOptions(device=2, conv_search="exhaustive", channels_last=True, memory_limit_bytes=1 << 30)
+    changed = cuda_options(asked, tf32=True, cuda_graph=True, stream=1 << 40)
+    assert changed["device_id"] == "2"
+    assert changed["use_tf32"] == changed["prefer_nhwc"] == changed["enable_cuda_graph"] == "1"
+    assert changed["cudnn_conv_algo_search"] == "EXHAUSTIVE"
+    assert changed["gpu_mem_limit"] == str(1 << 30)
+    assert (changed["has_user_compute_stream"], changed["user_compute_stream"]) == ("1", str(1 << 40))
+
+
+def test_tensorrt_is_let_into_the_precisions_of_the_file_alone(tmp_path: Path) -> None:
+    plain = tensorrt_options(CudaOptions(), file=TensorrtFile())
+    assert (plain["trt_fp16_enable"], plain["trt_int8_enable"], plain["trt_bf16_enable"]) == ("0", "0", "0")
+    assert plain["trt_engine_cache_enable"] == "0"
+    cached = CudaOptions(cache=tmp_path)
+    with_tf32 = tensorrt_options(cached, file=TensorrtFile(half=True), tf32=True)
+    without = tensorrt_options(cached, file=TensorrtFile(half=True))
+    assert with_tf32["trt_fp16_enable"] == "1"
+    assert with_tf32["trt_engine_cache_path"] == str(tmp_path)
+    # An engine that was built with TF32 must not be what a verdict on FP32 finds.
+    assert with_tf32["trt_engine_cache_prefix"] != without["trt_engine_cache_prefix"]
+
+
+def test_providers_in_the_order_in_which_they_take_nodes() -> None:
+    def names(found: Sequence[Any]) -> list[str]:
+        return [one if isinstance(one, str) else one[0] for one in found]
+
+    assert names(provider_list(CPU, cuda=CudaOptions())) == [CPU]
+    assert names(provider_list(CUDA, cuda=CudaOptions())) == [CUDA, CPU]
+    found = provider_list(TENSORRT, cuda=CudaOptions(), cuda_graph=True, file=TensorrtFile(quantised=True))
+    assert names(found) == [TENSORRT, CUDA, CPU]
+    assert found[0][1]["trt_int8_enable"] == found[0][1]["trt_cuda_graph_enable"] == "1"
+    assert found[1][1]["enable_cuda_graph"] == "0"
+    with pytest.raises(InputError, match=f"asked for on {CPU}"):
+        provider_list(CPU, cuda=CudaOptions(), cuda_graph=True)
+
+
+def test_precisions_of_a_file(tmp_path: Path) -> None:
+    texts = {
+        "fp32": "(float[2] x) => (float[2] y) { y = Neg(x) }",
+        "fp16": "(float[2] x) => (float[2] y) { h = Cast<to = 10>(x) g = Neg(h) y = Cast<to = 1>(g) }",
+        "int8": "(float[2] x, float s, int8 z) => (float[2] y) "
+                "{ q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }",
+    }  # fmt: skip
+    found = {}
+    for name, text in texts.items():
+        path = tmp_path / f"{name}.onnx"
+        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text}')
+        path.write_bytes(onnx.shape_inference.infer_shapes(model).SerializeToString())
+        found[name] = read_file(path)
+    assert found["fp32"] == TensorrtFile()
+    assert found["fp16"] == TensorrtFile(half=True)
+    assert found["int8"] == TensorrtFile(quantised=True)
+
+
+def test_tf32_of_a_process_that_has_begun_with_the_other_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TF32_VARIABLE, raising=False)
+    monkeypatch.setattr("cspdeploy.runtimes.ort_tensorrt.loaded_libraries", dict)
+    set_tf32(allowed=False)
+    assert os.environ[TF32_VARIABLE] == "0"
+    monkeypatch.setattr("cspdeploy.runtimes.ort_tensorrt.loaded_libraries", lambda: {"nvinfer": "libnvinfer.so.10"})
+    set_tf32(allowed=False)
+    with pytest.raises(RuntimeUnavailableError, match="TF32 is off in this process for nvinfer"):
+        set_tf32(allowed=True)
+
+
+def test_libraries_of_a_process() -> None:
+    assert loaded_libraries(MAPS.splitlines()) == {
+        "cudnn": "/env/nvidia/cudnn/lib/libcudnn.so.9", "cublas": "/env/nvidia/cu13/lib/libcublas.so.13"
+    }  # fmt: skip
+    assert loaded_libraries([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "needed", "fix"),
+    [
+        ("libcublasLt.so.13: cannot open shared object file: No such file or directory", "libcublasLt.so.13",
+         "pip install nvidia-cublas"),
+        ("libcudnn.so.9: cannot open shared object file: No such file or directory", "libcudnn.so.9",
+         "pip install nvidia-cudnn-cu13"),
+        ("libnvinfer.so.10: cannot open shared object file: No such file or directory", "libnvinfer.so.10",
+         "pip install tensorrt-cu13"),
+        ("libstrange.so.1: cannot open shared object file: No such file or directory", "libstrange.so.1",
+         "cspdeploy doctor"),
+    ],
+)  # fmt: skip
+def test_missing_library_by_name(monkeypatch: pytest.MonkeyPatch, text: str, needed: str, fix: str) -> None:
+    def refuse(name: str) -> None:
+        raise OSError(text)
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    monkeypatch.setattr(ort_cuda, "built_for", lambda: "13.0")
+    library = Path("libonnxruntime_providers_cuda.so")
+    assert missing_library(library) == (f"{needed} is missing, which {library} needs", fix)
+
+
+def test_library_of_cuda_12_has_its_version_in_the_name_of_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_cuda, "built_for", lambda: "12.8")
+    assert ort_cuda._install("libcublasLt.so.12") == "pip install nvidia-cublas-cu12"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader's words are those of Linux")
+def test_missing_library_of_a_real_one(tmp_path: Path) -> None:
+    """A file that is no library is another matter than one that is not there."""
+    assert missing_library(tmp_path / "none.so")[0] == f"{tmp_path / 'none.so'} is missing, which none.so needs"
+    (tmp_path / "text.so").write_text("no library")
+    assert missing_library(tmp_path / "text.so") == ("", "")
+
+
+def test_session_that_did_not_get_its_provider_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_taken(CUDA, [CUDA, CPU])
+    monkeypatch.setattr(ort_cuda, "find_driver_problem", lambda needs: ("no NVIDIA driver", "nvidia-smi"))
+    with pytest.raises(RuntimeUnavailableError, match=f"the session runs on {CPU}: no NVIDIA driver") as caught:
+        require_taken(CUDA, [CPU])
+    assert caught.value.fix == "nvidia-smi"
+    monkeypatch.setattr(ort_cuda, "find_driver_problem", lambda needs: None)
+    if CUDA not in onnxruntime.get_available_providers():
+        assert why_not_taken(CUDA)[0] == "libonnxruntime_providers_cuda.so is not in this onnxruntime"
+    assert why_not_taken("DmlExecutionProvider") == ("", "")
+
+
+def test_library_that_the_engine_could_not_load_is_no_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_cuda, "why_not_taken", lambda provider: ("libnvinfer.so.10 is missing", "pip install it"))
+    text = (
+        "RegisterTensorRTPluginsAsCustomOps Please install TensorRT libraries as mentioned in the GPU requirements page"
+    )
+    found = library_refusal(RuntimeError(text), TENSORRT)
+    assert found is not None
+    assert (found.message, found.fix) == (f"asked for {TENSORRT}: libnvinfer.so.10 is missing", "pip install it")
+    assert library_refusal(RuntimeError("not a graph"), TENSORRT) is None
+
+
+def test_tensorrt_is_found_without_being_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "libnvinfer.so.10").write_text("no library: to load it would fail")
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{tmp_path}")
+    assert find_tensorrt() == tmp_path / "libnvinfer.so.10"
+
+
+def test_what_the_engine_prints_is_not_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_quietly():
+        sys.stdout.write("*************** EP Error ***************")
+    preload_libraries()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[ONNXRuntimeError] : 1 : FAIL : This session cannot use the graph capture feature as requested by the user "
+         "as all compute graph nodes have not been partitioned to the CUDAExecutionProvider", "all compute graph"),
+        ("[ONNXRuntimeError] : 1 : FAIL : This session cannot use the CUDA Graph feature as requested by the user  as "
+         "the model has control flow nodes which can't be supported by CUDA Graphs.", "the model has control flow"),
+    ],
+)  # fmt: skip
+def test_graph_that_cannot_be_captured(text: str, reason: str) -> None:
+    found = gpu_refusal(RuntimeError(text), SessionRequest(path=Path("net.onnx"), cuda_graph=True))
+    assert isinstance(found, InputError)
+    assert found.message.startswith(f"net.onnx: cannot be captured as a CUDA graph: {reason}")
+
+
+def test_refusal_of_the_device_is_not_one_of_the_file() -> None:
+    request = SessionRequest(path=Path("net.onnx"), cuda=CudaOptions(device=4))
+    found = gpu_refusal(RuntimeError("CUDA failure 101: invalid device ordinal ; GPU=4"), request)
+    assert isinstance(found, InputError)
+    assert "no GPU 4" in found.message
+    assert gpu_refusal(RuntimeError("Load model failed: not a graph"), request) is None
+
+
+class Clock:
+    """Counts where a real one would wait."""
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    def begin(self) -> None:
+        self._log.append("begin")
+
+    def end(self) -> None:
+        self._log.append("end")
+
+    def ms(self) -> float:
+        self._log.append("ms")
+        return 0.5
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise DeviceMemoryError(f"told: {error}")
+
+
+def test_sets_take_turns_and_copies_are_outside_of_the_events() -> None:
+    log: list[str] = []
+    plain = CudaCall([lambda: log.append("a"), lambda: log.append("b")], timer=Clock(log), fail=_fail)
+    assert plain.device_ms is None
+    for _ in range(3):
+        plain()
+    assert "".join(word for word in log if len(word) == 1) == "aba"
+    assert plain.device_ms == 0.5
+    log.clear()
+    graph = CudaCall(
+        [lambda: log.append("run")], timer=Clock(log), fail=_fail, fill=lambda turn: log.append(f"copy {turn}")
+    )
+    graph()
+    one = ["copy 0", "begin", "end", "ms", "begin", "run", "end", "ms"]
+    assert log == one
+    graph.prepare()
+    graph.prepare()
+    assert log == [*one, "copy 1", "begin", "end", "ms"]  # what a caller has done before its clock is not done again
+    graph()
+    assert log[-4:] == ["begin", "run", "end", "ms"]
+    assert log.count("copy 1") == 1
+
+
+def test_engines_error_in_a_bound_run_is_told() -> None:
+    def launch() -> None:
+        raise RuntimeError("CUDA failure 2")
+
+    with pytest.raises(DeviceMemoryError, match="told: CUDA failure 2"):
+        CudaCall([launch], timer=Clock([]), fail=_fail)()
+
+
+def test_sets_of_one_graph_are_alike() -> None:
+    first = {"x": np.ones((4, 3), np.float32)}
+    require_alike([first, {"x": np.zeros((4, 3), np.float32)}])
+    for other in ({"x": np.ones((8, 3), np.float32)}, {"x": np.ones((4, 3), np.float16)}, {"y": first["x"]}):
+        with pytest.raises(InputError, match="differ in shape or type"):
+            require_alike([first, other])
+    assert batch_of(first) == 4
+    assert batch_of({"s": np.array(1.0)}) is None
