@@ -29,7 +29,7 @@ from cspdeploy.runtimes.ort_cuda import (
 from cspdeploy.runtimes.ort_gpu_calls import GpuCalls
 from cspdeploy.runtimes.ort_open import Closed, gpu_refusal, refusal, require_openable, session_options
 from cspdeploy.runtimes.ort_placement import find_copies, read_assignment, read_copies
-from cspdeploy.runtimes.ort_providers import CPU, CUDA, ON_GPU, TensorrtFile, provider_list
+from cspdeploy.runtimes.ort_providers import CPU, CUDA, ON_GPU, TensorrtFile, keep_pairs, provider_list
 
 __all__ = [
     "CPU", "CUDA", "RUNTIMES", "OrtSession", "find_copies", "open_cpu_session",
@@ -86,9 +86,11 @@ class OrtSession:
         self._source = model if isinstance(model, bytes) else str(model)
         self._title = "the model" if isinstance(model, bytes) else model.name
         options = session_options(optimise=optimise, num_threads=num_threads, profile=profile)
+        # Its own fallback would print, and open the session without the GPU, whatever went wrong there.
+        own: dict[str, Any] = {"enable_fallback": 0} if on_gpu else {}
+        if switched_off := keep_pairs(provider, options):
+            own["disabled_optimizers"] = switched_off
         with open_quietly() if on_gpu else contextlib.nullcontext():
-            # Its own fallback would print, and open the session without the GPU, whatever went wrong there.
-            own: dict[str, Any] = {"enable_fallback": 0} if on_gpu else {}
             self.engine: Any = onnxruntime.InferenceSession(self._source, options, providers=self._providers, **own)
         require_taken(provider, self.engine.get_providers())
         self._provider, self._optimise = provider, optimise

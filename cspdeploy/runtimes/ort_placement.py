@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cspdeploy.core.types import PlacedNode
 from cspdeploy.runtimes.ort_cuda import open_quietly
 from cspdeploy.runtimes.ort_open import session_options
-from cspdeploy.runtimes.ort_providers import ON_GPU
+from cspdeploy.runtimes.ort_providers import ON_GPU, keep_pairs
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -50,8 +50,11 @@ def read_copies(
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", "optimised.data"
             )  # fmt: skip
+            switched_off = keep_pairs(provider, options) or None
             with open_quietly() if provider in ON_GPU else contextlib.nullcontext():
-                onnxruntime.InferenceSession(source, options, providers=list(providers))
+                onnxruntime.InferenceSession(
+                    source, options, providers=list(providers), disabled_optimizers=switched_off
+                )
             return find_copies(path, provider=provider)
     except Exception:  # nothing may be written, no memory for a second session, ...: not known
         return None

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.runtimes.base import CudaOptions
 
-__all__ = ["CPU", "CUDA", "ON_GPU", "TENSORRT", "TensorrtFile", "cuda_options", "provider_list", "tensorrt_options"]
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = [
+    "CPU", "CUDA", "ON_GPU", "TENSORRT", "TensorrtFile", "cuda_options", "keep_pairs", "provider_list",
+    "tensorrt_options",
+]  # fmt: skip
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 ON_GPU = (CUDA, TENSORRT)
@@ -120,3 +126,15 @@ def provider_list(
         cuda, file=file or TensorrtFile(), tf32=tf32, cuda_graph=cuda_graph, stream=stream
     )
     return [(TENSORRT, dict(own)), (CUDA, on_cuda), CPU]
+
+
+def keep_pairs(provider: str, options: onnxruntime.SessionOptions) -> list[str]:
+    """See to it that Q/DQ pairs reach the provider as they are in the file; gives the optimisers to switch off.
+
+    ONNX Runtime rewrites them for the integer kernels of its CPU provider. On CUDA there are none: left alone, it makes
+    biases INT32, whose DequantizeLinear has no CUDA kernel, and expands the weights anew in every run. TensorRT takes
+    the pairs itself, and refuses such a bias (microsoft/onnxruntime#14229).
+    """
+    if provider == CUDA:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # weights are then expanded once, on loading
+    return ["WeightBiasQuantization"] if provider == TENSORRT else []

@@ -32,6 +32,7 @@ from cspdeploy.runtimes.ort_providers import (
     TENSORRT,
     TensorrtFile,
     cuda_options,
+    keep_pairs,
     provider_list,
     tensorrt_options,
 )
@@ -280,3 +281,31 @@ def test_sets_of_one_graph_are_alike() -> None:
             require_alike([first, other])
     assert batch_of(first) == 4
     assert batch_of({"s": np.array(1.0)}) is None
+
+
+PAIRS = """<ir_version: 8, opset_import: ["" : 17]> g (float[1,2,4,4] x) => (float[1,2,4,4] y)
+<float s = {0.1}, int8 z = {0}, int8[2,2,1,1] w = {1, 2, 3, 4}, float[2] b = {0.5, 0.25}> {
+  q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  v = DequantizeLinear(w, s, z)
+  c = Conv(d, v, b)  r = Relu(c)  p = QuantizeLinear(r, s, z)  y = DequantizeLinear(p, s, z)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("provider", "int32_biases", "weights_in_float"), [(CPU, 1, False), (CUDA, 0, True), (TENSORRT, 0, False)]
+)
+def test_pairs_reach_a_gpu_as_they_are_in_the_file(
+    tmp_path: Path, provider: str, int32_biases: int, weights_in_float: bool
+) -> None:
+    """What the engine makes of the graph before a provider sees it, on the CPU provider: the same for all of them."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "seen.onnx")
+    switched_off = keep_pairs(provider, options)
+    model = onnx.parser.parse_model(PAIRS).SerializeToString()
+    onnxruntime.InferenceSession(model, options, providers=[CPU], disabled_optimizers=switched_off or None)
+    graph = onnx.load(tmp_path / "seen.onnx").graph
+    stored = {array.name: array.data_type for array in graph.initializer}
+    biases = [node for node in graph.node if stored.get(node.input[0]) == onnx.TensorProto.INT32]
+    assert len(biases) == int32_biases
+    conv = next(node for node in graph.node if node.op_type == "Conv")
+    assert (conv.input[1] in stored) is weights_in_float
