@@ -73,7 +73,14 @@ def _bound(result: Result, network: str, batch: int, against: str, figure: str, 
         return Figure(figure=title, verdict="not measured", detail=next(filter(None, reasons), "not run"))
     best = min(found, key=lambda one: one.ratio)
     detail = f"{1 / best.ratio:.2f}x as fast ({1 / best.high:.2f} to {1 / best.low:.2f}), {best.subject.split('/')[1]}"
-    return Figure(figure=title, verdict="holds" if best.ratio <= most else "does not hold", detail=detail)
+    return Figure(figure=title, verdict=_verdict(best, most), detail=detail)
+
+
+def _verdict(one: Comparison, most: float) -> Verdict:
+    """Of a ratio of times that may be `most`: by the whole of its interval."""
+    if one.high <= most:
+        return "holds"
+    return "does not hold" if one.low > most else "undecided"
 
 
 def _comparison(found: Sequence[Comparison], subject: str, against: str, batch: int) -> Comparison | None:
@@ -143,6 +150,6 @@ def _claims(result: Result, network: str, baseline: str) -> list[Figure]:
                 found.append(Figure(figure=title, verdict="not measured", detail=detail))
                 continue
             detail = f"{100 * (one.ratio - 1):+.1f} % ({100 * (one.low - 1):+.1f} to {100 * (one.high - 1):+.1f})"
-            holds: Verdict = "holds" if one.ratio <= 1 - CLAIMED_SAVING else "does not hold"
-            found.append(Figure(figure=title, verdict=holds if claimed else "measured", detail=detail))
+            verdict = _verdict(one, 1 - CLAIMED_SAVING) if claimed else "measured"
+            found.append(Figure(figure=title, verdict=verdict, detail=detail))
     return found

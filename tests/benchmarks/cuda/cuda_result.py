@@ -24,7 +24,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 Kind = Literal["cuda", "cpu"]
-Verdict = Literal["holds", "does not hold", "measured", "not measured"]
+Verdict = Literal["holds", "does not hold", "undecided", "measured", "not measured"]
+"""undecided: what is aimed at lies within the interval of what was measured. measured: nothing is aimed at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

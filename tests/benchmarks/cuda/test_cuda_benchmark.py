@@ -279,9 +279,10 @@ def _speed(compiled: float, eager: float, large: float) -> Result:
 @pytest.mark.parametrize(
     ("compiled", "eager", "large", "verdicts"),
     [
-        (1.0, 1 / 3, 1 / 0.9, ["holds", "holds", "holds"]),
-        (1.03, 0.34, 1.12, ["does not hold", "does not hold", "does not hold"]),
-        (0.5, 0.1, 0.5, ["holds", "holds", "holds"]),
+        (0.99, 0.32, 1.08, ["holds"] * 3),
+        (1.02, 1 / 3, 1 / 0.9, ["undecided"] * 3),  # within 2 % of each, which is what their intervals hold
+        (1.05, 0.35, 1.15, ["does not hold"] * 3),
+        (0.5, 0.1, 0.5, ["holds"] * 3),
     ],
 )
 def test_figures_of_speed(compiled: float, eager: float, large: float, verdicts: list[str]) -> None:
@@ -324,7 +325,7 @@ def test_figure_of_agreement(agreement: float, images: str, verdict: str) -> Non
     assert figure.verdict == verdict
 
 
-@pytest.mark.parametrize(("ratio", "verdict"), [(0.82, "holds"), (0.83, "does not hold")])
+@pytest.mark.parametrize(("ratio", "verdict"), [(0.80, "holds"), (0.82, "undecided"), (0.84, "does not hold")])
 def test_the_claim_of_18_percent_is_judged_regime_by_regime(ratio: float, verdict: str) -> None:
     rows = tuple(_row(name, "eager-fp32") for pair in ("resnet50", "darknet53") for name in (f"csp{pair}", pair))
     result = _result(rows=rows, comparisons=(
