@@ -16,11 +16,12 @@ from cspdeploy.check.bench_model import (
 from cspdeploy.check.bench_parts import Parts, measure_parts
 from cspdeploy.check.gpu_record import GpuRecord
 from cspdeploy.check.latency import Progress
+from cspdeploy.check.rungs import left_out, meant_runtimes
 from cspdeploy.check.subject import Subject
 from cspdeploy.check.variants import require_variants
 from cspdeploy.core.env import describe_environment
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
-from cspdeploy.runtimes import all_runtimes, require_runtime
+from cspdeploy.runtimes import require_runtime
 from cspdeploy.runtimes.base import Runtime
 
 __all__ = ["BENCH_SCHEMA_VERSION", "BenchReport", "BenchRow", "BenchSettings", "bench_subjects", "feeds_of_batch"]
@@ -69,7 +70,9 @@ def bench_subjects(
 def _require_sense(settings: BenchSettings) -> None:
     """What is asked of a GPU, before anything is opened: else the CPU's rows would stand there as if they were it."""
     named = [require_runtime(name) for name in settings.runtimes]
-    usable = [one for one in named or all_runtimes().values() if one.role == "engine" and (named or not one.missing())]
+    usable = [
+        one for one in named or meant_runtimes().values() if one.role == "engine" and (named or not one.missing())
+    ]
     option = f"--device {settings.device}" if settings.device is not None else ""
     option = option or ("--cuda-graph" if settings.cuda_graph else "")
     if option and not any(one.device == "cuda" for one in usable):
@@ -85,7 +88,10 @@ def _no_gpu(option: str, named: Sequence[Runtime]) -> InputError | RuntimeUnavai
     if named:
         names = ", ".join(one.name for one in named)
         return InputError(f"{option}: got {names}, expected a runtime that computes on a GPU", fix="--runtime ort-cuda")
-    missing = {one.name: one.missing() for one in all_runtimes().values() if one.device == "cuda" and not one.optional}
+    on_gpu = [one for one in meant_runtimes().values() if one.device == "cuda"]
+    if not on_gpu:
+        return left_out(option)
+    missing = {one.name: one.missing() for one in on_gpu if not one.optional}
     told = {name: why for name, why in missing.items() if why}
     reasons = "; ".join(f"{name}: {why[0]}" for name, why in told.items())
     fix = told["ort-cuda"][1] if "ort-cuda" in told else "cspdeploy doctor"

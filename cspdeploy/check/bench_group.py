@@ -8,24 +8,24 @@ from collections.abc import Iterator, Sequence
 
 from cspdeploy.check.bench_model import BenchRow, BenchSettings, Job, RowVerdict, feeds_of_batch
 from cspdeploy.check.bound_call import BoundCall
-from cspdeploy.check.gpu_record import GpuRecord, record_of
+from cspdeploy.check.gpu_record import GpuRecord, record_of, unwatched
+from cspdeploy.check.integer_note import integer_note
 from cspdeploy.check.latency import Measured, Progress, gpu_settings, measure_rounds, noise_warning, summarise
 from cspdeploy.check.machine import MachineWatch
 from cspdeploy.check.rungs import Rung, list_rungs
-from cspdeploy.check.stats import device_time
+from cspdeploy.check.stats import event_time
 from cspdeploy.check.subject import Subject
 from cspdeploy.check.sweep import error_words
-from cspdeploy.check.variants import Variant, select_variants
+from cspdeploy.check.time_limits import time_limit_of
+from cspdeploy.check.variants import PLAIN, Variant, select_variants
 from cspdeploy.check.worker import EngineError, Worker, WorkerCrashedError, WorkerHungError
 from cspdeploy.core.errors import CspDeployError, InputError, RuntimeUnavailableError
 from cspdeploy.core.types import Timing
-from cspdeploy.runtimes.base import Runtime, SessionRequest
+from cspdeploy.runtimes.base import SessionRequest
+from cspdeploy.runtimes.tf32 import OFF_NOTE, is_off
 
 __all__ = ["BenchGroup"]
 
-COMPILE_LIMIT_S = 900.0
-"""torch.compile with max-autotune times every layer's candidates in the first run, and TensorRT every layer's tactics
-when a session opens: both take minutes, where other engines that are silent for two hang."""
 TF32_NOTE = "TF32 on, as in use: float32 products keep 10 bits of mantissa; --no-tf32 turns it off"
 
 
@@ -66,7 +66,7 @@ class BenchGroup:
         """Every rung in every variant that is asked for; of one that cannot be opened the plain one says so."""
         settings = self._settings
         found = []
-        for rung in list_rungs(subject, runtimes=list(settings.runtimes)):
+        for rung in list_rungs(subject, runtimes=list(settings.runtimes), device=settings.device):
             variants = select_variants(
                 rung.runtime.name, every=settings.every_variant, names=settings.variants, cuda_graph=settings.cuda_graph
             )
@@ -104,7 +104,7 @@ class BenchGroup:
         batch = 1 if subject.one_call and not settings.batch else len(next(iter(feeds.values())))
         job = Job(
             subject=subject, rung=rung, variant=variant, request=request, feeds=feeds, batch=batch,
-            time_limit_s=_time_limit_s(rung.runtime, request, settings.time_limit_s),
+            time_limit_s=time_limit_of(rung.runtime, request, settings.time_limit_s),
         )  # fmt: skip
         worker = stack.enter_context(Worker(rung.runtime.name, request, time_limit_s=job.time_limit_s))
         try:
@@ -116,13 +116,19 @@ class BenchGroup:
             worker.close()  # what it holds of a GPU's memory is missing to the others
             if not isinstance(error, RuntimeUnavailableError):
                 return _failed(row, error), None, None
-            if settings.runtimes:
+            asked = bool(settings.runtimes) or (settings.device is not None and job.on_gpu)
+            if asked and variant.name == PLAIN:
                 raise
+            if asked or variant.name in settings.variants:  # the runtime is here, and this way to set it is not
+                return _failed(row, error), None, None
             return dataclasses.replace(row, reason=error.message), None, None
-        tf32 = TF32_NOTE if job.on_gpu and settings.tf32 and job.precision == "fp32" else ""
+        # Of an INT8 network whatever is computed around its pairs, or was left out of them, is in float32.
+        tf32 = TF32_NOTE if job.on_gpu and settings.tf32 and job.precision in ("fp32", "int8") else ""
+        tf32 = OFF_NOTE if tf32 and is_off(opened.settings) else tf32
+        integers = integer_note(rung.runtime, job.precision, opened.nodes)
         row = dataclasses.replace(
             row, verdict="timed", batch=batch, cold=cold, memory=memory, placement=opened.placement,
-            settings=opened.settings, inputs=call.inputs, note="; ".join(filter(None, (row.note, tf32))),
+            settings=opened.settings, inputs=call.inputs, note="; ".join(filter(None, (row.note, tf32, integers))),
         )  # fmt: skip
         return row, job, call
 
@@ -138,6 +144,9 @@ class BenchGroup:
             yield
         self.warnings += watch.findings()
         record = record_of(watch.summary(), group=self._name)
+        if record is None:
+            record, warning = unwatched(self._settings.cuda.device, group=self._name)
+            self.warnings.append(warning)
         self.gpus += [] if record is None else [record]
 
     def _time(self, rows: list[BenchRow], jobs: dict[int, Job], calls: dict[str, BoundCall]) -> list[BenchRow]:
@@ -164,18 +173,13 @@ class BenchGroup:
         ]
 
 
-def _time_limit_s(runtime: Runtime, request: SessionRequest, seconds: float) -> float:
-    compiles = bool(request.cuda.compile) or runtime.name == "ort-tensorrt"
-    return max(seconds, COMPILE_LIMIT_S) if compiles else seconds
-
-
 def _timed(row: BenchRow, timings: dict[str, Timing], measured: dict[str, Measured], index: str) -> BenchRow:
     if index not in timings:
         return row
     found = measured[index]
     return dataclasses.replace(
-        row, timing=timings[index], device=device_time(found.rounds_ms, found.device_rounds_ms),
-        rounds_ms=found.rounds_ms, device_rounds_ms=found.device_rounds_ms, num_warmups=found.num_warmups,
+        row, timing=timings[index], events=event_time(found.rounds_ms, found.device_rounds_ms),
+        rounds_ms=found.rounds_ms, events_rounds_ms=found.device_rounds_ms, num_warmups=found.num_warmups,
         stable=found.stable,
     )  # fmt: skip
 

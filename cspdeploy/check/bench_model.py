@@ -13,7 +13,7 @@ from cspdeploy.check.latency import LatencySettings
 from cspdeploy.check.profile import Profile
 from cspdeploy.check.roofline import Peak, Roofline
 from cspdeploy.check.rungs import Rung
-from cspdeploy.check.stats import DeviceTime
+from cspdeploy.check.stats import EventTime
 from cspdeploy.check.subject import Array, Candidate, Subject
 from cspdeploy.check.sweep import Copies, SweepCell
 from cspdeploy.check.variants import Variant
@@ -86,11 +86,12 @@ class BenchRow:
         group: the bundle, or "files" for all loose files together.
         variant: how the runtime is set; empty: as in use. See `cspdeploy.check.variants`.
         settings: what the engine says that the session was opened with; empty where it does not tell.
-        inputs: how they are rotated: "rotated: 64 sets, 50 MB"; empty: one input all the time.
+        inputs: how they are rotated: "rotated: 134 sets, 105 MB", and "copied in before each run" where that is done;
+            empty: one input all the time.
         cold, memory: of the first run in a fresh process; None where the row failed before. Memory is the host's.
         timing: of the host's clock, from the call to the device's end of the work.
-        device: of the same runs by the device's own clock; None where it has none.
-        rounds_ms, device_rounds_ms: raw samples by round of the interleaved run, in the order of time.
+        events: of the same runs between two events on the device's stream; None where there are none.
+        rounds_ms, events_rounds_ms: raw samples by round of the interleaved run, in the order of time.
         stable: its warm-up ended since its times had settled.
     """
 
@@ -109,9 +110,9 @@ class BenchRow:
     cold: ColdStart | None = None
     memory: MemoryUse | None = None
     timing: Timing | None = None
-    device: DeviceTime | None = None
+    events: EventTime | None = None
     rounds_ms: tuple[tuple[float, ...], ...] = ()
-    device_rounds_ms: tuple[tuple[float, ...], ...] = ()
+    events_rounds_ms: tuple[tuple[float, ...], ...] = ()
     num_warmups: int = 0
     stable: bool = True
 

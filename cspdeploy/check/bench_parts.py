@@ -96,7 +96,7 @@ def _roofline(job: Job, row: BenchRow, peak: Peak, num_macs: int) -> Roofline:
     return find_roofline(
         peak, subject=job.subject.name, artifact=row.artifact, runtime=row.runtime, variant=row.variant,
         num_macs=num_macs, num_bytes=row.num_bytes // (2 if halved else 1),
-        p50_ms=row.device.p50_ms if row.device else host_ms,
+        p50_ms=row.events.p50_ms if row.events else host_ms,
     )  # fmt: skip
 
 

@@ -18,8 +18,8 @@ class BoundCall:
     """A binding of a `cspdeploy.check.worker.Worker`. Bursts of several may alternate.
 
     Attributes:
-        inputs: how they are rotated, such as "rotated: 64 sets, 50 MB"; empty where one input is used all the time.
-        device_rounds_ms: milliseconds of each timed run by the device's own clock, burst after burst since
+        inputs: how they are rotated, such as "rotated: 134 sets, 105 MB"; empty where one input is used all the time.
+        device_rounds_ms: milliseconds of each timed run between events on its stream, burst after burst since
             `forget_rounds`; empty where the engine has no such clock. `measure_rounds` forgets those of the warm-up.
     """
 
@@ -44,7 +44,7 @@ class BoundCall:
         self.device_rounds_ms = []
 
     def kernels(self, num_runs: int) -> tuple[Sequence[ProfiledNode], float]:
-        """Kernels of the device by name, and the milliseconds of one run in which at least one of them ran.
+        """Kernels of the device by name, and the milliseconds of one run in which one of them at least ran.
 
         Raises:
             InputError: kernels cannot be recorded here.

@@ -38,7 +38,7 @@ def run_burst(
             each run, outside of what is timed.
         clock: seconds, monotonic.
         between: called after each run, outside of what is timed.
-        device_ms: takes the milliseconds of each timed run by the device's own clock, from a
+        device_ms: takes the milliseconds of each timed run between events on its stream, from a
             `cspdeploy.runtimes.base.DeviceCall`; nothing from any other call.
     """
     prepare: Callable[[], None] | None = getattr(call, "prepare", None)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cspdeploy.core.errors import CspDeployError
 from cspdeploy.core.gpu import GpuSummary
+from cspdeploy.core.gpu_smi import find_smi
+from cspdeploy.runtimes.cuda_driver import open_device
 
-__all__ = ["GpuRecord", "record_of"]
+__all__ = ["GpuRecord", "record_of", "unwatched"]
 
 Range = tuple[float, ...]
 """Least, median and greatest of all samples; empty where the GPU does not tell."""
@@ -18,6 +21,7 @@ class GpuRecord:
 
     Attributes:
         group: of the rows that were timed then.
+        num_samples: 0 where there is no nvidia-smi: then its name alone is known, by the driver.
         power_w, temperature_c: in watts, and in degrees Celsius.
         limits: what held its clocks in any sample: "power limit", "thermal limit", "idle", ...
     """
@@ -42,3 +46,18 @@ def record_of(summary: GpuSummary, *, group: str) -> GpuRecord | None:
         memory_clock_mhz=tuple(summary.memory_clock_mhz or ()), power_w=tuple(summary.power_w or ()),
         temperature_c=tuple(summary.temperature_c or ()), pstates=summary.pstates, limits=summary.reasons,
     )  # fmt: skip
+
+
+def unwatched(device: int, *, group: str) -> tuple[GpuRecord | None, str]:
+    """Of a GPU that was timed and of which nothing was seen: its name by the driver, and a warning that says so.
+
+    Args:
+        device: CUDA's index of it.
+    """
+    why = "nvidia-smi gave no sample" if find_smi() else "no nvidia-smi"
+    try:
+        record = GpuRecord(group=group, gpu=open_device(device).name, num_samples=0)
+    except CspDeployError:
+        record = None
+    name = record.gpu if record is not None else "the GPU"
+    return record, f"clocks, power and temperature of {name} were not read: {why}"

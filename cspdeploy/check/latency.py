@@ -18,6 +18,7 @@ from cspdeploy.core.types import Timing
 
 __all__ = [
     "LatencySettings", "Measured", "gpu_settings", "measure_latency", "measure_rounds", "noise_warning", "summarise",
+    "timing_warnings",
 ]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
@@ -40,7 +41,7 @@ class Measured:
         rounds_ms: milliseconds of each run, by round, in the order of time.
         num_warmups: untimed runs before the first round.
         stable: the warm-up ended since its times had settled, not since it had lasted long enough.
-        device_rounds_ms: the same runs by the device's own clock; empty where there is none, or where it told of some
+        device_rounds_ms: the same runs between events on its stream; empty where there are none, or they told of some
             of them only.
     """
 
@@ -258,6 +259,19 @@ def _timing(rounds_ms: tuple[tuple[float, ...], ...], reference_ms: tuple[tuple[
         ratio=ratio.ratio if ratio else 1.0, ratio_low=ratio.low if ratio else 1.0,
         ratio_high=ratio.high if ratio else 1.0, samples_ms=tuple(samples),
     )  # fmt: skip
+
+
+def timing_warnings(timings: Mapping[str, Timing], findings: Sequence[str], *, of_gpu: Sequence[str] = ()) -> list[str]:
+    """What to know of a measurement before its numbers are believed: that of `noise_warning`, and all of the GPU.
+
+    A clock that a limit held lower all the time gives runs that are all alike, and all too slow.
+
+    Args:
+        findings: of `cspdeploy.check.machine.MachineWatch` during it.
+        of_gpu: those among them, or beside them, that are of the GPU.
+    """
+    noisy = noise_warning(timings, findings)
+    return [*filter(None, [noisy]), *(finding for finding in of_gpu if finding not in noisy)]
 
 
 def noise_warning(timings: Mapping[str, Timing], findings: Sequence[str] | None = None) -> str:

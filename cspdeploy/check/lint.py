@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cspdeploy.check.lint_qdq import QdqGraph, broken_patterns
+from cspdeploy.check.lint_qdq import broken_patterns
+from cspdeploy.check.lint_qdq_graph import QdqGraph
 from cspdeploy.check.lint_rules import breaks_rule
 from cspdeploy.check.lint_scope import Scope, walk_scoped
 from cspdeploy.core.onnx_graph import DEFAULT_DOMAIN, Graph, Node, OnnxModel, node_module, read_onnx

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cspdeploy.core.onnx_graph import Graph, Node, OnnxModel, Value
 
-__all__ = ["Scope", "walk_scoped"]
+__all__ = ["Scope", "known_tensors", "walk_scoped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +37,20 @@ def walk_scoped(model: OnnxModel) -> Iterator[tuple[Scope, Node]]:
     yield from _walk(_scope(model.graph, model, None))
 
 
-def _scope(graph: Graph, model: OnnxModel, outer: Scope | None) -> Scope:
-    constants = {*graph.initializers, *(outer.constants if outer else ())}
+def known_tensors(graph: Graph, *, outer: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Names of the tensors of a graph that are known before it runs. `outer`: those of the graph around it."""
+    constants = {*graph.initializers, *outer}
     for node in graph.nodes:
         # Engines fold what depends on constants alone. A node without inputs is a constant, or random.
         random = node.operator.startswith("Random") or node.operator in ("Bernoulli", "Multinomial")
         if not node.subgraphs and not random and all(name in constants for name in node.inputs if name):
             constants.update(node.outputs)
-    return Scope(graph=graph, model=model, constants=frozenset(constants), outer=outer)
+    return frozenset(constants)
+
+
+def _scope(graph: Graph, model: OnnxModel, outer: Scope | None) -> Scope:
+    constants = known_tensors(graph, outer=outer.constants if outer else frozenset())
+    return Scope(graph=graph, model=model, constants=constants, outer=outer)
 
 
 def _walk(scope: Scope) -> Iterator[tuple[Scope, Node]]:

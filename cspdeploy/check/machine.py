@@ -40,6 +40,9 @@ class MachineWatch:
         num_threads: of the engine; 0 for its default.
         gpu: where something on a GPU is timed, CUDA's index of it: its clocks are sampled beside the measurement, from
             now until the findings are asked for. None: no GPU is looked at.
+
+    Attributes:
+        gpu_findings: those of the last `findings` that are of the GPU.
     """
 
     def __init__(self, *, num_threads: int = 0, gpu: int | None = None) -> None:
@@ -48,6 +51,7 @@ class MachineWatch:
         if self._gpu is not None:
             self._gpu.start()
         self._before = _look()
+        self.gpu_findings: tuple[str, ...] = ()
 
     @property
     def gpu_summary(self) -> GpuSummary | None:
@@ -63,7 +67,7 @@ class MachineWatch:
         of_gpu: tuple[str, ...] = ()
         if self._gpu is not None:
             self._gpu.stop()
-            of_gpu = self._gpu.findings()
+            of_gpu = self.gpu_findings = self._gpu.findings()
         found = (
             _throttling(before, after), _steal(before, after), _others(before, after), _threads(self._num_threads),
             _governor(), _clock(before, after),

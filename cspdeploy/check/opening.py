@@ -8,6 +8,7 @@ from typing import Protocol
 
 from cspdeploy.check.burst import Burst, run_burst
 from cspdeploy.check.settings import VerifySettings
+from cspdeploy.check.time_limits import time_limit_of
 from cspdeploy.check.worker import BoundCall, EngineError, Worker
 from cspdeploy.core.errors import CspDeployError
 from cspdeploy.core.types import ColdStart, MemoryUse, PlacedNode
@@ -48,7 +49,9 @@ class CheckedSession(Protocol):
 def start_session(runtime: Runtime, request: SessionRequest, settings: VerifySettings) -> CheckedSession:
     """Begin to open a session; returns at once."""
     if settings.isolate:
-        return _Isolated(Worker(runtime.name, request, time_limit_s=settings.time_limit_s))
+        return _Isolated(
+            Worker(runtime.name, request, time_limit_s=time_limit_of(runtime, request, settings.time_limit_s))
+        )
     return _Local(runtime, request)
 
 

@@ -42,6 +42,8 @@ def find_placement(
     if not nodes or asked is None:
         return Placement(counts=counts, elsewhere=(), num_copies=None)
     elsewhere = tuple(node for node in nodes if node.provider not in asked and node.operator not in COPIES)
+    if not elsewhere and runtime.name in _OWN_PROVIDERS:
+        num_copies = num_copies or 0  # of one provider alone, there is nowhere to copy to
     return Placement(counts=counts, elsewhere=elsewhere, num_copies=num_copies)
 
 
@@ -57,6 +59,8 @@ def strict_problem(runtime: Runtime, placement: Placement) -> str:
     if placement.num_copies:
         problems.append(f"{placement.num_copies} copies between devices")
     # On the CPU there is nowhere else to go, and PyTorch runs a module on one device or not at all.
-    if placement.num_copies is None and runtime.device != "cpu" and "onnx" in runtime.formats:
+    if placement.num_copies is None and runtime.name in _OWN_PROVIDERS and placement.elsewhere:
+        problems.append("how often it copies for them is not known: ONNX Runtime writes no graph of TensorRT's engines")
+    elif placement.num_copies is None and runtime.device != "cpu" and "onnx" in runtime.formats:
         problems.append("the engine does not tell where its nodes run (ONNX Runtime does from 1.23 on)")
     return "; ".join(problems)

@@ -146,6 +146,7 @@ def add_kernels(profile: Profile, kernels: Sequence[ProfiledNode], *, busy_ms: f
         by_name[kernel.node] = calls + kernel.num_calls, spent + kernel.ms
     total = sum(ms for _, ms in by_name.values()) or 1.0
     longest = sorted(by_name.items(), key=lambda item: -item[1][1])[:NUM_TOP_NODES]
+    # The kernels are of other runs than the wall time, and these may have been a little slower.
     share = min(1.0, busy_ms / run_ms) if run_ms else 0.0
     return dataclasses.replace(
         profile, run_ms=run_ms, busy_ms=busy_ms, busy_share=share,

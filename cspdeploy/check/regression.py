@@ -6,7 +6,6 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cspdeploy.check.frontend_rows import network_outputs, on_images
 from cspdeploy.check.latency import gpu_settings, measure_latency
 from cspdeploy.check.opening import CheckedSession, start_session
 from cspdeploy.check.regression_boxes import compare_boxes, suppression_of
+from cspdeploy.check.regression_rows import Judgement, judge_rows
 from cspdeploy.check.rung_check import run_all
 from cspdeploy.check.rungs import Rung, list_rungs
 from cspdeploy.check.settings import Progress, VerifySettings
@@ -28,10 +28,6 @@ from cspdeploy.core.types import ParityRow, Regression
 from cspdeploy.runtimes.base import Outputs
 
 __all__ = ["compare_bundles", "require_comparable"]
-
-# Names, metadata and the order of a graph move a file by a few hundred bytes, of 600 kB for the smallest network of the
-# zoo: a thousandth. One layer that stays in FP32, or one that is no longer folded, moves it by more than this.
-SIZE_BUDGET = 0.01
 
 _NOT_RUN = ("not-checkable", "crash", "hang", "error")
 """Verdicts of rows that have no outputs to compare."""
@@ -132,27 +128,6 @@ def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
 
 
-@dataclass(slots=True)
-class _Judgement:
-    """What speaks for and against the new one."""
-
-    worse: list[str] = field(default_factory=list)
-    better: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-
-    def weigh(self, loss: float, *, budget: float, text: str) -> None:
-        """Say `text` where the loss, or the gain, is beyond the budget."""
-        if loss > budget:
-            self.worse.append(text)
-        elif loss < -budget:
-            self.better.append(text)
-
-    def apply(self, found: Regression) -> Regression:
-        verdict = "worse" if self.worse else "better" if self.better else "same"
-        reason = "; ".join([*self.worse, *self.better, *self.remarks])
-        return dataclasses.replace(found, verdict=verdict, reason=reason)  # type: ignore[arg-type]
-
-
 class _Pair:
     """Two bundles at one size, their inputs ready. `folder`: for copies of files that no engine reads whole."""
 
@@ -188,14 +163,14 @@ class _Pair:
             artifact=artifact, runtime=runtime, verdict="same", old_verdict=then.verdict, new_verdict=now.verdict,
             old_bytes=then.num_bytes, new_bytes=now.num_bytes,
         )  # fmt: skip
-        judgement = _Judgement()
+        judgement = Judgement()
         precision = next(made.precision for made in self._subjects[1].candidates if made.artifact == artifact)
-        _judge_rows(then, now, judgement, accuracy_budget=ACCURACY_BUDGET[precision])
+        judge_rows(then, now, judgement, accuracy_budget=ACCURACY_BUDGET[precision])
         if then.verdict not in _NOT_RUN and now.verdict not in _NOT_RUN:
             found = self._measure(found, then, now, judgement)
         return judgement.apply(found)
 
-    def _measure(self, found: Regression, then: ParityRow, now: ParityRow, judgement: _Judgement) -> Regression:
+    def _measure(self, found: Regression, then: ParityRow, now: ParityRow, judgement: Judgement) -> Regression:
         """Outputs and latency, from a fresh session of each."""
         rungs = [rungs[(found.artifact, found.runtime)] for rungs in self._rungs]
         sessions = [start_session(rung.runtime, rung.request, self._settings) for rung in rungs]
@@ -239,7 +214,7 @@ class _Pair:
         return float((first[0] == first[1]).mean())
 
     def _judge_outputs(
-        self, found: Regression, then: ParityRow, now: ParityRow, judgement: _Judgement, *, boxes: str
+        self, found: Regression, then: ParityRow, now: ParityRow, judgement: Judgement, *, boxes: str
     ) -> None:
         if self._other_contract:
             judgement.remarks.append("other preprocessing: each prepared the images by its own; outputs are not judged")
@@ -258,7 +233,7 @@ class _Pair:
                 )
 
     def _time(
-        self, found: Regression, rungs: list[Rung], sessions: list[CheckedSession], judgement: _Judgement
+        self, found: Regression, rungs: list[Rung], sessions: list[CheckedSession], judgement: Judgement
     ) -> Regression:
         settings = self._settings.latency
         if settings is None:
@@ -277,25 +252,3 @@ class _Pair:
         elif new.verdict == "faster":
             judgement.better.append(f"faster: {figures}")
         return dataclasses.replace(found, latency=new.verdict, ratio=new.ratio)
-
-
-def _judge_rows(then: ParityRow, now: ParityRow, judgement: _Judgement, *, accuracy_budget: float) -> None:
-    """What verify found for each alone: verdict, accuracy, size."""
-    if now.failed and not then.failed:
-        judgement.worse.append(f"{now.verdict}, was {then.verdict}: {now.reason}")
-    elif then.failed and not now.failed:
-        judgement.better.append(f"{now.verdict}, was {then.verdict}")
-    elif now.failed:
-        judgement.remarks.append(f"fails as the old one does: {now.reason}")
-    elif now.verdict != then.verdict:
-        judgement.remarks.append(f"{now.verdict}, was {then.verdict}: {now.reason or then.reason}")
-    if then.top1 is not None and now.top1 is not None:
-        text = f"top-1 {100 * now.top1:.2f} %, was {100 * then.top1:.2f} %"
-        judgement.weigh(then.top1 - now.top1, budget=accuracy_budget, text=text)
-    if then.map50 is not None and now.map50 is not None:
-        text = f"mAP50 {100 * now.map50:.2f} %, was {100 * then.map50:.2f} %"
-        judgement.weigh(then.map50 - now.map50, budget=accuracy_budget, text=text)
-    if then.num_bytes and now.num_bytes:
-        growth = now.num_bytes / then.num_bytes - 1
-        text = f"{now.num_bytes:,} bytes, was {then.num_bytes:,} ({100 * growth:+.1f} %)"
-        judgement.weigh(growth, budget=SIZE_BUDGET, text=text)

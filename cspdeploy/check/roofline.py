@@ -88,7 +88,8 @@ def find_roofline(
     """Of one latency.
 
     Args:
-        p50_ms: by the device's own clock where it has one: what the host adds is no arithmetic.
+        p50_ms: between events on the device's stream where there are any, so without the host's wait for the end;
+            gaps between kernels are in it.
         num_macs: of one call.
         num_bytes: of the weights, which a call reads at least once.
     """
@@ -140,7 +141,7 @@ def measure_peak(
 def _best_ms(
     runtime_name: str, operator: str, array: npt.NDArray[np.generic], request: SessionRequest, time_limit_s: float
 ) -> float:
-    """The shortest run, by the device's own clock where it has one: a peak is what the machine can do at its best."""
+    """The shortest run, between events on its stream where there are any: a peak is the machine at its best."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{operator}.onnx"
         path.write_bytes(binary_model(operator, array.shape, half=array.dtype == np.float16))

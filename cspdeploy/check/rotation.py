@@ -18,9 +18,10 @@ UNKNOWN_L2_BYTES = 50_000_000
 """Where the device does not tell: that of an H100, among the largest that are common."""
 CACHE_TIMES = 2
 """A cache that keeps what was used last holds nothing of what comes again after twice its size."""
-MIN_SETS, MAX_SETS = 2, 64
-"""Two at least, so that no address repeats from one run to the next; 64 at most, since the weights and activations of
-the runs between push a small input out as well."""
+MIN_SETS, MAX_SETS = 2, 256
+"""Two at least, so that no address repeats from one run to the next. At most so many that one image of 256 px (0.8 MB)
+has the 134 that it takes on an H100; of smaller ones, which are together less than the cache, the weights and
+activations of the runs between push a set out as well."""
 _STEPS = 32
 _IMAGE_RANK = 3
 _MOST_CHANNELS = 4
@@ -37,7 +38,7 @@ class RotatedSets:
 
     @property
     def words(self) -> str:
-        """As a row says it: "rotated: 64 sets, 50 MB"."""
+        """As a row says it: "rotated: 134 sets, 105 MB"."""
         return f"rotated: {len(self.sets)} sets, {max(1, round(1e-6 * self.num_bytes))} MB"
 
 

@@ -11,7 +11,7 @@ from cspdeploy.runtimes import all_runtimes, require_runtime
 from cspdeploy.runtimes.base import CudaOptions, Runtime, SessionRequest
 from cspdeploy.runtimes.cuda_driver import open_device
 
-__all__ = ["RUNTIMES_VARIABLE", "Rung", "list_rungs"]
+__all__ = ["RUNTIMES_VARIABLE", "Rung", "left_out", "list_rungs", "meant_runtimes"]
 
 RUNTIMES_VARIABLE = "CSPDEPLOY_RUNTIMES"
 """Environment variable: what is checked where no runtime is named, for machines with an engine that is not meant."""
@@ -52,7 +52,7 @@ def list_rungs(subject: Subject, *, runtimes: list[str], device: int | None = No
         RuntimeUnavailableError: a runtime that was asked for is missing, or a device with no runtime that uses it.
     """
     wanted = [require_runtime(name) for name in runtimes] or [
-        runtime for runtime in _meant().values() if _expected(runtime) or runtime.missing() is None
+        runtime for runtime in meant_runtimes().values() if _expected(runtime) or runtime.missing() is None
     ]
     references = [runtime.name for runtime in wanted if runtime.role == "reference"]
     if runtimes and references:
@@ -83,13 +83,24 @@ def _require_device(device: int, wanted: list[Runtime], *, named: bool) -> None:
     if named:
         given = ", ".join(runtime.name for runtime in wanted)
         raise InputError(f"--device {device}: {given} runs on no GPU", fix="--runtime ort-cuda")
-    found = {name: runtime.missing() for name, runtime in _meant().items() if runtime.device == "cuda"}
+    found = {name: runtime.missing() for name, runtime in meant_runtimes().items() if runtime.device == "cuda"}
+    if not found:
+        raise left_out(f"--device {device}")
     reasons = "; ".join(f"{name}: {missing[0]}" for name, missing in found.items() if missing is not None)
     fix = next((missing[1] for missing in found.values() if missing is not None), "cspdeploy doctor")
     raise RuntimeUnavailableError(f"--device {device}: no runtime on CUDA can be used here ({reasons})", fix=fix)
 
 
-def _meant() -> dict[str, Runtime]:
+def left_out(option: str) -> InputError:
+    """Of an option for GPUs where CSPDEPLOY_RUNTIMES names no runtime on one."""
+    names = os.environ.get(RUNTIMES_VARIABLE, "")
+    return InputError(
+        f"{option}: {RUNTIMES_VARIABLE}={names} leaves out every runtime on CUDA",
+        fix=f"unset {RUNTIMES_VARIABLE}, or --runtime ort-cuda",
+    )
+
+
+def meant_runtimes() -> dict[str, Runtime]:
     """All, or those that the environment variable names."""
     names = [name.strip() for name in os.environ.get(RUNTIMES_VARIABLE, "").split(",") if name.strip()]
     runtimes = all_runtimes()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "DeviceTime", "Ratio", "compare_rounds", "device_time", "median_interval", "percentile", "spread",
+    "EventTime", "Ratio", "compare_rounds", "event_time", "median_interval", "percentile", "spread",
     "supported_percentile",
 ]  # fmt: skip
 
@@ -128,22 +128,26 @@ def compare_rounds(reference: Rounds, rounds: Rounds, *, seed: int = 0) -> Ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceTime:
+class EventTime:
     """Median of the runs between two events on the device's stream, with its 95 % interval, in ms.
 
+    From the first kernel that was queued to the end of the last one, gaps between kernels included: it does not tell
+    how long the GPU worked (`cspdeploy.runtimes.kernels` does), and a run that waits for its launches waits between
+    the events.
+
     Attributes:
-        launch_share: of the host's median, what is not the device's: launching the work and waiting for its end. In
-            [0, 1]; the shares of two devices are not to be compared, since that of the faster one is the greater.
+        wait_ms: of the host's median, what is not between the events: waiting for the last one, and waking up. 0 at
+            least.
     """
 
     p50_ms: float
     ci_low_ms: float
     ci_high_ms: float
-    launch_share: float
+    wait_ms: float
 
 
-def device_time(rounds_ms: Sequence[Sequence[float]], device_rounds_ms: Sequence[Sequence[float]]) -> DeviceTime | None:
-    """What the device's clock says of runs that the host's clock has timed too; None where it says nothing.
+def event_time(rounds_ms: Sequence[Sequence[float]], device_rounds_ms: Sequence[Sequence[float]]) -> EventTime | None:
+    """What events on the device's stream say of runs that the host's clock has timed too; None where there are none.
 
     Args:
         rounds_ms, device_rounds_ms: of the same runs, as in `cspdeploy.check.latency.Measured`.
@@ -153,5 +157,4 @@ def device_time(rounds_ms: Sequence[Sequence[float]], device_rounds_ms: Sequence
     host_ms = percentile([value for found in rounds_ms for value in found], 50)
     p50_ms = percentile([value for found in device_rounds_ms for value in found], 50)
     low, high = median_interval(device_rounds_ms)
-    share = max(0.0, 1 - p50_ms / host_ms) if host_ms else 0.0
-    return DeviceTime(p50_ms=p50_ms, ci_low_ms=low, ci_high_ms=high, launch_share=share)
+    return EventTime(p50_ms=p50_ms, ci_low_ms=low, ci_high_ms=high, wait_ms=max(0.0, host_ms - p50_ms))

@@ -10,7 +10,9 @@ from pathlib import Path
 from cspdeploy.check.bound_call import BoundCall
 from cspdeploy.check.burst import Burst
 from cspdeploy.check.frontend_rows import frontend_row
-from cspdeploy.check.latency import gpu_settings, measure_latency, noise_warning
+from cspdeploy.check.gpu_record import unwatched
+from cspdeploy.check.integer_note import integer_note
+from cspdeploy.check.latency import gpu_settings, measure_latency, timing_warnings
 from cspdeploy.check.machine import MachineWatch
 from cspdeploy.check.opening import CheckedSession, start_session
 from cspdeploy.check.phases import Phases
@@ -135,8 +137,9 @@ class SubjectCheck:
             with self._phases("open"):
                 session.wait()
             row = self._judge.check(row, rung, session)
+            row = _noted(row, integer_note(rung.runtime, made.precision, session.nodes))
             if self._settings.latency is not None and rung.runtime.timed:
-                return self._bind(row, rung, index)
+                return self._bind_or_tell(row, rung, index)
         except RuntimeUnavailableError as error:
             if self._settings.runtimes or (self._settings.device is not None and rung.runtime.device == "cuda"):
                 raise  # it was asked for, by its name or by that of its device
@@ -145,6 +148,21 @@ class SubjectCheck:
             row = failed_row(row, error)
         self._sessions[index].close()  # the one that is open now: what it holds of a device goes with its process
         return row, None
+
+    def _bind_or_tell(self, row: ParityRow, rung: Rung, index: int) -> tuple[ParityRow, Burst | None]:
+        """As `_bind`. The row is judged by now: that it cannot be timed changes no verdict that fails.
+
+        Raises:
+            Exception: of the engine, where the verdict holds; not that it is not here, which it was a moment ago.
+        """
+        try:
+            return self._bind(row, rung, index)
+        except Exception as error:  # as in `_check`
+            if not row.failed and not isinstance(error, RuntimeUnavailableError):
+                raise
+            told = error.message if isinstance(error, CspDeployError) else str(error) or type(error).__name__
+            self._sessions[index].close()
+            return _noted(row, f"not timed: {told.splitlines()[0]}"), None
 
     def _bind(self, row: ParityRow, rung: Rung, index: int) -> tuple[ParityRow, Burst]:
         """What to time. On CUDA that is another session, with TF32 on as in use; the verdict was without."""
@@ -172,8 +190,9 @@ class SubjectCheck:
                 failures=failures,
                 progress=lambda what, done, total: self._progress(f"{self._subject.title}: {what}", done, total),
             )  # fmt: skip
-        if warning := noise_warning(found, watch.findings()):
-            self.warnings.append(warning)
+        self.warnings += timing_warnings(found, watch.findings(), of_gpu=watch.gpu_findings)
+        if watch.gpu_summary is not None and not watch.gpu_summary.num_samples:
+            self.warnings.append(unwatched(self._settings.device or 0, group=self._subject.name)[1])
         timed = list(rows)
         for i, name in names.items():
             failed = failures.get(name)
@@ -186,13 +205,17 @@ class SubjectCheck:
 
 
 def _with_timing(row: ParityRow, timing: Timing, call: Burst) -> ParityRow:
-    """`call`: what was timed; one in a worker also knows what the device's own clock said."""
+    """`call`: what was timed; one in a worker also knows what events on the device's stream said."""
     p95_ms = None if timing.p95_ms is None else round(timing.p95_ms, 4)
     device_ms = [ms for part in call.device_rounds_ms for ms in part] if isinstance(call, BoundCall) else []
     return dataclasses.replace(
         row, timing=timing, p50_ms=round(timing.p50_ms, 4), p95_ms=p95_ms,
-        device_p50_ms=round(percentile(device_ms, 50), 4) if device_ms else None,
+        events_p50_ms=round(percentile(device_ms, 50), 4) if device_ms else None,
     )  # fmt: skip
+
+
+def _noted(row: ParityRow, remark: str) -> ParityRow:
+    return dataclasses.replace(row, note="; ".join(filter(None, (row.note, remark))))
 
 
 def _both(judged: Mapping[str, str], timed: Mapping[str, str]) -> dict[str, str]:

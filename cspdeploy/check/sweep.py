@@ -36,7 +36,8 @@ SWEEP_SETTINGS = LatencySettings(
 class SweepCell:
     """One batch at one number of threads. Where it cannot run, `reason` says why and the numbers are None.
 
-    `device_p50_ms`: by the device's own clock, where it has one; `images_per_s` is by the host's.
+    `events_p50_ms`: between two events on the device's stream, gaps between kernels included; `images_per_s` is by the
+    host's clock.
     """
 
     subject: str
@@ -49,7 +50,7 @@ class SweepCell:
     ci_low_ms: float | None = None
     ci_high_ms: float | None = None
     images_per_s: float | None = None
-    device_p50_ms: float | None = None
+    events_p50_ms: float | None = None
     reason: str = ""
 
 
@@ -137,7 +138,7 @@ def _fill(
     device_ms = [ms for found in call.device_rounds_ms for ms in found] if call is not None else []
     return dataclasses.replace(
         cell, p50_ms=timing.p50_ms, ci_low_ms=timing.ci_low_ms, ci_high_ms=timing.ci_high_ms,
-        images_per_s=1e3 * cell.batch / timing.p50_ms, device_p50_ms=percentile(device_ms, 50) if device_ms else None,
+        images_per_s=1e3 * cell.batch / timing.p50_ms, events_p50_ms=percentile(device_ms, 50) if device_ms else None,
     )  # fmt: skip
 
 

@@ -50,6 +50,9 @@ _VARIANTS: dict[str, tuple[Variant, ...]] = {
         _variant("fp16", "weights and activations in FP16", half=True),
         _variant("fp16 channels-last", "FP16, computes in NHWC", half=True, channels_last=True),
         _variant(
+            "compile fp16", "torch.compile max-autotune with its CUDA graphs, FP16", half=True, compile="max-autotune",
+        ),
+        _variant(
             "compile fp16 channels-last", "torch.compile max-autotune with its CUDA graphs, FP16, NHWC",
             half=True, channels_last=True, compile="max-autotune",
         ),

@@ -71,8 +71,10 @@ class _Child:
         bind_sets = getattr(self._session, "bind_sets", None)
         if rotate and self._on_gpu and bind_sets is not None:
             rotated = rotated_sets(feeds, l2_bytes=_l2_bytes(self._gpu_index))
-            self._calls[name] = bind_sets(rotated.sets)
-            return rotated.words
+            call = self._calls[name] = bind_sets(rotated.sets)
+            # A captured run reads one place, which was just written: its input is in the cache, whatever the turn.
+            copied = getattr(call, "copies_in", False)
+            return f"{rotated.words}, copied in before each run" if copied else rotated.words
         self._calls[name] = compute_with_copies if copies else self._session.bind(feeds)
         return ""
 
@@ -107,10 +109,10 @@ class _Child:
         return nodes
 
     def kernels(self, name: str, num_runs: int) -> tuple[tuple[ProfiledNode, ...], float]:
-        from cspdeploy.runtimes.kernels import busy_ms, profile_kernels
+        from cspdeploy.runtimes.kernels import profile_kernels
 
-        nodes = profile_kernels(self._calls[name], num_runs)
-        return nodes, busy_ms(nodes)
+        found = profile_kernels(self._calls[name], num_runs)
+        return found.nodes, found.busy_ms
 
     def answer(self, work: Callable[[], object]) -> None:
         """Do the work and send what came of it. The time limit runs until then."""

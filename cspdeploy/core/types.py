@@ -342,8 +342,9 @@ class ParityRow:
     node's result rounded to FP16, which is as near as such arithmetic can be expected to come."""
     settings: dict[str, str] = field(default_factory=dict)
     """What the engine says that the session was opened with: TF32, algorithm search, layout, streams."""
-    device_p50_ms: float | None = None
-    """Median between two events on the device's own stream: the work, without launching it and waiting for it."""
+    events_p50_ms: float | None = None
+    """Median between two events on the device's stream: from the first kernel that was queued to the end of the last,
+    the gaps between them included in which the GPU waits for the host to launch the next."""
     audit: PrecisionAudit | None = None
     cold: ColdStart | None = None
     memory: MemoryUse | None = None

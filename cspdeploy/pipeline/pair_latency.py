@@ -55,7 +55,7 @@ class LatencyRow:
         ratio: the median over the rounds of the interleaved run; near that of the medians, free of the machine's drift.
             Of the host's clock: what a caller waits for.
         ratio_low: with `ratio_high` its bootstrap 95 % interval.
-        device_ratio: the same by the device's own clock, without what the host takes to launch the work; None where
+        device_ratio: the same between events on the device's stream, without the host's wait for the end; None where
             there is none.
         a_device_ms: with `b_device_ms` the medians by that clock.
         verdict: of B. "not-measured" for the reason in `reason`.
@@ -154,9 +154,10 @@ class _Pair:
                 calls = self._open(stack)
                 found = measure_rounds(calls, gpu_settings(settings) if self._regime.on_gpu else settings)
         except RuntimeUnavailableError as error:
-            if self._asked:
+            # Without a compiler for torch.compile the device is there all the same, and the other rows are.
+            if self._asked and not self._requests["A"].cuda.compile:
                 raise
-            return dataclasses.replace(self._row, reason=error.message)
+            return dataclasses.replace(self._row, reason=told(error))
         except CspDeployError as error:  # out of memory, an operator that the device lacks, a crash
             return dataclasses.replace(self._row, reason=told(error))
         timings = summarise(found)

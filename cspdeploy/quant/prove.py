@@ -5,20 +5,21 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cspdeploy.core.errors import RuntimeUnavailableError
 from cspdeploy.core.onnx_graph import Graph, Node, read_onnx
-from cspdeploy.core.placed import INTEGER_PRODUCTS, PAIRS, count_integer_work
+from cspdeploy.core.placed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, PAIRS, count_integer_work
+from cspdeploy.core.types import PlacedNode
 from cspdeploy.quant.place import Layout
 from cspdeploy.quant.placements import ARM64_MACHINES, Placement
 from cspdeploy.runtimes import require_runtime
 from cspdeploy.runtimes.base import SessionRequest
 from cspdeploy.runtimes.ort_graph import write_optimised
 
-__all__ = ["PlacementProof", "is_for_another_cpu", "prove_placement"]
+__all__ = ["PlacementProof", "float_products", "is_for_another_cpu", "prove_placement"]
 
 # As OpenVINO spells the precision of a node's operands.
 _INTEGER_PRECISIONS = frozenset({"u8", "i8"})
@@ -125,13 +126,30 @@ def _prove_cuda(path: Path, products: Mapping[str, Node], placement: Placement) 
     work = count_integer_work(nodes)
     if work is None or not nodes:
         return _unproven(placement, "this onnxruntime does not tell which nodes it runs")
-    # Integer products of the record carry names of their own; there are none, and then every product is a float one.
-    floats = tuple(map(_named, products.values())) if not work.num_integer else ()
+    # Where nothing is in integers, every product is a float one, whatever it is called.
+    floats = float_products(products.values(), nodes) if work.num_integer else tuple(map(_named, products.values()))
+    if floats is None:
+        return _unproven(placement, "ONNX Runtime's record names its products otherwise than the file")
     operators = Counter(node.operator for node in nodes)
     return PlacementProof(
         runtime="ort-cuda", operators=dict(operators.most_common()), num_integer=work.num_integer, float_nodes=floats,
         num_pairs=work.num_pairs,
     )  # fmt: skip
+
+
+def float_products(products: Iterable[Node], nodes: Iterable[PlacedNode]) -> tuple[str, ...] | None:
+    """Names of the products that an engine's record has as float ones; None where it has some under no name of theirs.
+
+    ONNX Runtime gives the node that it puts in place of a product the product's name.
+    """
+    recorded: dict[str, set[bool]] = {}
+    for node in nodes:
+        if node.operator in INTEGER_PRODUCTS or node.operator in FLOAT_PRODUCTS:
+            recorded.setdefault(node.node, set()).add(node.operator in INTEGER_PRODUCTS)
+    names = tuple(map(_named, products))
+    if any(len(recorded.get(name, ())) != 1 for name in names):
+        return None
+    return tuple(name for name in names if recorded[name] == {False})
 
 
 def _prove_openvino(path: Path, products: Mapping[str, Node]) -> PlacementProof:

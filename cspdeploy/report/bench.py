@@ -44,12 +44,12 @@ def render_bench(report: Any) -> RenderableType:
 def _group(rows: list[Any], title: str) -> list[RenderableType]:
     timed = [row for row in rows if row.timing]
     first = timed[0].title if timed else "nothing"
-    on_device = any(row.device for row in rows)
+    on_device = any(row.events for row in rows)
     table = compact_table("")
     for name in ("artifact", "runtime"):
         table.add_column(name, no_wrap=True)
     tails = [percent for percent in (90, 95, 99) if any(getattr(row.timing, f"p{percent}_ms") for row in timed)]
-    device = ("device p50", "launch") if on_device else ()
+    device = ("between events", "host's wait") if on_device else ()
     for name in ("host p50 ms" if on_device else "p50 ms", "95 % interval", *device, *(f"p{n}" for n in tails)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("speed", no_wrap=True)
@@ -72,7 +72,7 @@ def _timing_cells(row: Any, tails: Sequence[int], *, on_device: bool) -> list[st
     if timing is None:
         style = "bold red" if row.failed else "yellow"
         return [Text(row.verdict, style=style), *[""] * (len(tails) + 2 + 2 * on_device)]
-    device = [f"{row.device.p50_ms:.3f}", f"{100 * row.device.launch_share:.0f} %"] if row.device else ["", ""]
+    device = [f"{row.events.p50_ms:.3f}", f"{row.events.wait_ms:.3f}"] if row.events else ["", ""]
     form = ".3f" if on_device else ".2f"  # a run on a GPU may take a tenth of a millisecond
     values = (getattr(timing, f"p{percent}_ms") for percent in tails)
     return [
@@ -206,6 +206,8 @@ def _kernels(profile: Any) -> list[RenderableType]:
 
 def _gpu(record: Any) -> str:
     """In one line: how fast, how hot, and what held it back while rows were timed."""
+    if not record.num_samples:
+        return f"{record.gpu} while {record.group} was timed; its clocks were not read"
     figures = (
         ("SM clock", record.sm_clock_mhz, "MHz"), ("memory clock", record.memory_clock_mhz, "MHz"),
         ("power", record.power_w, "W"), ("temperature", record.temperature_c, "C"),
@@ -255,7 +257,7 @@ def _sweep(cells: Iterable[Any]) -> list[RenderableType]:
 def _sweep_cell(cell: Any, best: float) -> Text:
     if cell.images_per_s is None:
         return Text("-", style="yellow")
-    device = f", device {cell.device_p50_ms:.3f}" if cell.device_p50_ms is not None else ""
+    device = f", between events {cell.events_p50_ms:.3f}" if cell.events_p50_ms is not None else ""
     text = f"{cell.images_per_s:.4g} ({cell.p50_ms:.2f}{device})"
     return Text(text, style="bold green" if cell.images_per_s == best else "")
 
@@ -269,7 +271,7 @@ def _conditions(report: Any) -> Text:
         f"governor {known.get('cpu_governor')}",
         f"clock {known.get('clock_mhz')} MHz", f"load {known.get('load_1min')} before",
     ]  # fmt: skip
-    if report.gpus or any(row.device for row in report.rows):
+    if report.gpus or any(row.events for row in report.rows):
         facts += [known[key] for key in GPU_FACTS if known.get(key)]
     if known.get("virtual_machine") == "yes":
         facts.append("virtual machine")

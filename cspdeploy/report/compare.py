@@ -73,9 +73,9 @@ def _latency_cells(row: Any) -> list[str | Text]:
 
 
 def _device_cells(row: Any) -> list[str | Text]:
-    """The same by the device's own clock, below it: without what the host takes to launch the work."""
+    """The same between events on the device's stream, below it: without the host's wait for the end."""
     interval = f"{row.device_ratio:.3f} ({row.device_ratio_low:.3f} to {row.device_ratio_high:.3f})"
-    return ["  by the GPU's clock", f"{row.a_device_ms:.2f} ms", f"{row.b_device_ms:.2f} ms", interval, ""]
+    return ["  between events", f"{row.a_device_ms:.2f} ms", f"{row.b_device_ms:.2f} ms", interval, ""]
 
 
 def _accuracy_rows(pair: Any) -> list[list[str]]:
@@ -216,7 +216,7 @@ def _regimes(result: Any) -> list[RenderableType]:
     table = compact_table(f"{claim.text}: {_measured_of(claim)} px, regime by regime")
     table.add_column("regime", overflow="fold")
     names = ["batch", f"{claim.baseline} ms", f"{claim.network} ms", "change (95 %)"]
-    for name in [*names, *(["GPU clock, ms", "change"] if on_device else [])]:
+    for name in [*names, *(["between events, ms", "change"] if on_device else [])]:
         table.add_column(name, justify="right")
     table.add_column("verdict")
     for one in result.regimes:

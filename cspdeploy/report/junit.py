@@ -62,7 +62,7 @@ def _add_row(suite: ET.Element, row: ParityRow) -> None:
         "repeats": row.repeats.num_runs if row.repeats else None,
         "repeats_different": row.repeats.num_different if row.repeats else None,
         "repeats_max_rel_l2": row.repeats.max_rel_l2 if row.repeats else None,
-        "settings": settings_words(row) or None, "device_p50_ms": row.device_p50_ms,
+        "settings": settings_words(row) or None, "events_p50_ms": row.events_p50_ms,
         "p50_ms": row.p50_ms, "p95_ms": row.p95_ms, "latency": timing.verdict if timing else None,
         "ratio": timing.ratio if timing else None, "note": row.note or None,
     }  # fmt: skip

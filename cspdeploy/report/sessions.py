@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cspdeploy.core.types import ParityRow, Repeats
+from cspdeploy.runtimes.tf32 import OFF_NOTE, is_off
 
 __all__ = ["half_words", "repeats_words", "session_lines", "settings_words", "tf32_words"]
 
@@ -28,6 +29,8 @@ def tf32_words(row: ParityRow) -> str:
     """The drift of the timed session; empty where it was the judged one."""
     if row.tf32_rel_l2 is None:
         return ""
+    if is_off(row.settings):
+        return f"{OFF_NOTE}: timed with a relative L2 of {row.tf32_rel_l2:.1e}"
     return f"timed with TF32 on, where its relative L2 is {row.tf32_rel_l2:.1e}; judged with TF32 off"
 
 
@@ -42,6 +45,8 @@ def half_words(row: ParityRow) -> str:
 def session_lines(row: ParityRow) -> list[str]:
     """A sentence for each thing that is known of the session."""
     settings = settings_words(row)
-    device = "" if row.device_p50_ms is None else f"median by the device's own clock {row.device_p50_ms:.3g} ms"
+    device = (
+        "" if row.events_p50_ms is None else f"median between events on the GPU's stream {row.events_p50_ms:.3g} ms"
+    )
     found = [f"set: {settings}" if settings else "", repeats_words(row.repeats), tf32_words(row), half_words(row)]
     return [line for line in (*found, device) if line]

@@ -94,7 +94,7 @@ _COLUMNS = (
     _Column(name="mAP", cell=lambda row: percent(row.map), priority=1),
     _Column(name="p50 ms", cell=lambda row: number(row.timing.p50_ms if row.timing else None, ".2f")),
     _Column(name="p95 ms", cell=lambda row: number(row.timing.p95_ms if row.timing else None, ".2f"), priority=4),
-    _Column(name="device ms", cell=lambda row: number(row.device_p50_ms, ".2f"), priority=2),
+    _Column(name="events ms", cell=lambda row: number(row.events_p50_ms, ".2f"), priority=2),
     _Column(name="speed", cell=speed_word, right=False),
     _Column(name="cold ms", cell=lambda row: number(row.cold.total_ms if row.cold else None, ".0f"), priority=5),
     _Column(name="memory", cell=lambda row: format_bytes(row.memory.peak_bytes) if row.memory else "", priority=6),

@@ -78,11 +78,13 @@ class DeviceCall(Protocol):
     """What `Session.bind` gives on a device that has a clock of its own.
 
     Attributes:
-        device_ms: milliseconds of the last run between two events on its stream, the work alone, without the copies;
-            None before the first run, and where no event could be recorded.
+        device_ms: milliseconds of the last run between two events on its stream, without the copies. The stream is idle
+            when the first is queued, which happens at once, and the last follows the last kernel: so the gaps between
+            kernels, in which the GPU waits for the host, are in it, and what the host's clock has beyond it is waiting
+            for the end and waking up. None before the first run, and where the events would tell something else.
 
     It may also have `prepare()`, which brings the next run's inputs to where they must lie. A call does it where it has
-    not been done; who times a call does it before the clock is read.
+    not been done; who times a call does it before the clock is read. `copies_in`: it copies inputs before each run.
     """
 
     device_ms: float | None

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from cspdeploy.core.errors import CspDeployError, DeviceMemoryError, InputError, RuntimeUnavailableError
 
-__all__ = ["CODES", "Code", "cuda_version", "error_of", "told"]
+__all__ = ["CODES", "BrokenGpuError", "Code", "cuda_version", "error_of", "error_of_run", "told"]
 
 Kind = Literal["memory", "index", "driver", "mismatch", "none", "busy", "architecture", "broken"]
 GIB = 1 << 30
@@ -63,6 +63,12 @@ _TEXTS: tuple[tuple[Kind, str], ...] = (
                r"CUDA error: unknown error"),
 )  # fmt: skip
 _NUMBER = re.compile(r"CUDA failure (\d+)|\bError (\d{1,3}): ")
+_OF_THE_WORK: frozenset[Kind] = frozenset({"broken", "architecture", "mismatch"})
+"""Where a device cannot be used they say why. In a run on one that could be opened they are faults of what was run."""
+
+
+class BrokenGpuError(RuntimeUnavailableError):
+    """CUDA failed by a number that tells neither of memory, nor of a missing or busy device, nor of an old driver."""
 
 
 def told(
@@ -83,6 +89,21 @@ def told(
     if kind is None:
         return None
     return _made(kind, detail=_detail(text), doing=doing, batch=batch, needs=needs, device=device)
+
+
+def error_of_run(
+    error: Exception, *, doing: str, batch: int | None = None, needs: str = "", device: int | None = None
+) -> Exception:
+    """What to raise for an error in a run of an open session: no memory, and a device that went away, as `told` has it.
+
+    Everything else is the engine's own error, and the fault of what was run: a kernel that crashes the GPU must fail
+    what it is of, and not pass for an engine that is not here. Arguments as of `told`.
+    """
+    if isinstance(error, BrokenGpuError):  # of the driver: the wait for the run, which is where such a kernel is seen
+        return RuntimeError(error.message)
+    if isinstance(error, CspDeployError) or _kind(error, " ".join(str(error).split())) in _OF_THE_WORK:
+        return error
+    return told(error, doing=doing, batch=batch, needs=needs, device=device) or error
 
 
 def error_of(code: int, *, name: str = "", doing: str, device: int | None = None) -> CspDeployError:
@@ -131,7 +152,8 @@ def _made(
     if kind == "driver":
         return _old_driver(detail, doing, needs)
     message, fix = _UNAVAILABLE[kind]
-    return RuntimeUnavailableError(f"{doing}: {message} ({detail})", fix=fix)
+    made = BrokenGpuError if kind in _OF_THE_WORK else RuntimeUnavailableError
+    return made(f"{doing}: {message} ({detail})", fix=fix)
 
 
 _UNAVAILABLE: dict[Kind, tuple[str, str]] = {

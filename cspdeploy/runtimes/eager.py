@@ -20,12 +20,11 @@ def _open(device: str, request: SessionRequest) -> TorchSession:
 
     if request.spec is None:
         raise InputError(f"{request.path}: the eager network needs its spec.json beside the weights")
-    model = load_exported(request.spec, request.path).eval()
+    spec, request = request.spec, dataclasses.replace(request, outputs=request.spec.outputs)
+    # In a list that is emptied, since a name here would hold what lies on the GPU when its memory is given back.
+    models = [load_exported(spec, request.path).eval()]
     with opening(device, request) as place:
-        compute = prepared(model.to(place), request=request)
-        return TorchSession(
-            compute, device=device, request=dataclasses.replace(request, outputs=request.spec.outputs)
-        )  # fmt: skip
+        return TorchSession(prepared(models.pop().to(place), request=request), device=device, request=request)
 
 
 RUNTIMES = tuple(

@@ -10,11 +10,12 @@ import importlib.util
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
 from cspdeploy.runtimes.base import ProfiledNode
 
-__all__ = ["busy_ms", "merge_kernels", "profile_kernels"]
+__all__ = ["Kernels", "busy_us", "merge_kernels", "profile_kernels"]
 
 WARM_UP_RUNS = 5
 """As `torch_device.UNPROFILED_RUNS`: before them TorchScript and allocators are not at rest."""
@@ -22,8 +23,19 @@ WARM_UP_RUNS = 5
 _SHORT = re.compile(r"^(?:void )?([\w:~ ]+)")
 
 
-def profile_kernels(call: Callable[[], None], num_runs: int) -> tuple[ProfiledNode, ...]:
-    """Time of each kernel, copy and fill on the GPU, the longest first, averaged over some runs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """What the GPU ran in one run: kernels, copies and fills by name, the longest first.
+
+    `busy_ms`: in which at least one of them ran; less than their sum where streams overlap.
+    """
+
+    nodes: tuple[ProfiledNode, ...]
+    busy_ms: float
+
+
+def profile_kernels(call: Callable[[], None], num_runs: int) -> Kernels:
+    """Time of each kernel, copy and fill on the GPU, averaged over some runs.
 
     Args:
         call: computes once and waits; of any engine, ONNX Runtime among them.
@@ -50,13 +62,16 @@ def profile_kernels(call: Callable[[], None], num_runs: int) -> tuple[ProfiledNo
             call()
         torch.cuda.synchronize()
     events = [
-        (str(event.name), float(event.time_range.elapsed_us()))
+        (str(event.name), float(event.time_range.start), float(event.time_range.end))
         for event in profiler.events() or ()
         if event.device_type.name == "CUDA"
     ]  # fmt: skip
     if not events:
         raise RuntimeUnavailableError("nothing that ran on the GPU was recorded", fix="cspdeploy doctor")
-    return merge_kernels(events, num_runs=num_runs)
+    return Kernels(
+        nodes=merge_kernels(((name, end - start) for name, start, end in events), num_runs=num_runs),
+        busy_ms=busy_us((start, end) for _, start, end in events) / 1e3 / num_runs,
+    )
 
 
 def merge_kernels(events: Iterable[tuple[str, float]], *, num_runs: int) -> tuple[ProfiledNode, ...]:
@@ -74,9 +89,13 @@ def merge_kernels(events: Iterable[tuple[str, float]], *, num_runs: int) -> tupl
     return tuple(sorted(nodes, key=lambda node: -node.ms))
 
 
-def busy_ms(nodes: Iterable[ProfiledNode]) -> float:
-    """Milliseconds of one run in which the GPU worked; kernels of one stream do not overlap."""
-    return sum(node.ms for node in nodes)
+def busy_us(intervals: Iterable[tuple[float, float]]) -> float:
+    """Time that at least one of the intervals covers, given as beginning and end, both in microseconds."""
+    busy, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return busy
 
 
 def _operator(kernel: str) -> str:

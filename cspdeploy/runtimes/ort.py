@@ -1,40 +1,30 @@
-"""ONNX Runtime, on the CPU and on CUDA. Imports neither torch nor onnx."""
+"""ONNX Runtime, on the CPU and on CUDA. Imports neither torch nor onnx.
+
+What is of a GPU is imported where one is asked for: a device without pays for none of it when it starts.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import importlib.util
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from cspdeploy.core.errors import CspDeployError, DeviceMemoryError, InputError, RuntimeUnavailableError
 from cspdeploy.core.types import PlacedNode
 from cspdeploy.runtimes.base import CudaOptions, DeviceCall, Feeds, Outputs, ProfiledNode, Runtime, SessionRequest
-from cspdeploy.runtimes.cuda_driver import find_driver_problem
-from cspdeploy.runtimes.cuda_errors import told
-from cspdeploy.runtimes.ort_cuda import (
-    built_for,
-    library_refusal,
-    missing_provider,
-    open_quietly,
-    preload_libraries,
-    read_settings,
-    require_taken,
-)
-from cspdeploy.runtimes.ort_gpu_calls import GpuCalls
-from cspdeploy.runtimes.ort_open import Closed, gpu_refusal, refusal, require_openable, session_options
-from cspdeploy.runtimes.ort_placement import find_copies, read_assignment, read_copies
-from cspdeploy.runtimes.ort_providers import CPU, CUDA, ON_GPU, TensorrtFile, keep_pairs, provider_list
+from cspdeploy.runtimes.ort_open import CPU, CUDA, ON_GPU, Closed, refusal, require_openable, session_options
 
-__all__ = [
-    "CPU", "CUDA", "RUNTIMES", "OrtSession", "find_copies", "open_cpu_session",
-    "open_on", "probe_provider",
-]  # fmt: skip
+if TYPE_CHECKING:
+    from cspdeploy.runtimes.ort_gpu_calls import GpuCalls
+    from cspdeploy.runtimes.ort_providers import TensorrtFile
+
+__all__ = ["CPU", "CUDA", "RUNTIMES", "OrtSession", "open_cpu_session", "open_on", "probe_provider"]
 
 _AS_USUAL = CudaOptions()
 _CPU_NOTES = {"fp16": "computed in FP32 on the CPU: says nothing of FP16 arithmetic, see the row of fp16-rounding"}
@@ -76,29 +66,25 @@ class OrtSession:
     ) -> None:
         import onnxruntime
 
-        # An engine that does not have the provider is told by what the session runs on.
-        on_gpu = provider in ON_GPU and provider in onnxruntime.get_available_providers()
-        self._calls = GpuCalls(self, device=cuda.device, cuda_graph=cuda_graph) if on_gpu else None
-        stream = self._calls.stream.pointer if self._calls is not None else 0
-        self._providers = provider_list(
-            provider, cuda=cuda, tf32=tf32, cuda_graph=cuda_graph, stream=stream, file=file
-        )  # fmt: skip
         self._source = model if isinstance(model, bytes) else str(model)
         self._title = "the model" if isinstance(model, bytes) else model.name
+        self._providers: list[Any] = [CPU]
+        self._calls: GpuCalls | None = None
+        self.settings: dict[str, str] = {}
         options = session_options(optimise=optimise, num_threads=num_threads, profile=profile)
-        # Its own fallback would print, and open the session without the GPU, whatever went wrong there.
-        own: dict[str, Any] = {"enable_fallback": 0} if on_gpu else {}
-        if switched_off := keep_pairs(provider, options):
-            own["disabled_optimizers"] = switched_off
-        with open_quietly() if on_gpu else contextlib.nullcontext():
-            self.engine: Any = onnxruntime.InferenceSession(self._source, options, providers=self._providers, **own)
-        require_taken(provider, self.engine.get_providers())
+        if provider == CPU and not cuda_graph:
+            self.engine: Any = onnxruntime.InferenceSession(self._source, options, providers=self._providers)
+        else:
+            from cspdeploy.runtimes.ort_gpu_open import open_engine
+
+            self.engine, self._providers, self.settings, self._calls = open_engine(
+                self, self._source, options, provider=provider, cuda=cuda, tf32=tf32, cuda_graph=cuda_graph, file=file
+            )
         self._provider, self._optimise = provider, optimise
         self.inputs: dict[str, tuple[int | str, ...]] = {
             value.name: tuple(value.shape) for value in self.engine.get_inputs()
         }
         self.outputs = [value.name for value in self.engine.get_outputs()]
-        self.settings = read_settings(self.engine, provider) if on_gpu else {}
         self._require_node()
 
     def _require_node(self) -> None:
@@ -117,6 +103,8 @@ class OrtSession:
 
     @functools.cached_property
     def _assigned(self) -> tuple[PlacedNode, ...]:
+        from cspdeploy.runtimes.ort_placement import read_assignment
+
         return read_assignment(self.engine)
 
     @functools.cached_property
@@ -138,6 +126,8 @@ class OrtSession:
     def _copies(self) -> tuple[PlacedNode, ...] | None:
         if self._provider == CPU:
             return ()
+        from cspdeploy.runtimes.ort_placement import read_copies
+
         return read_copies(
             self._source, providers=self._providers, provider=self._provider, optimise=self._optimise
         )  # fmt: skip
@@ -183,13 +173,16 @@ class OrtSession:
 
     def fail(self, error: Exception, *, batch: int | None) -> NoReturn:
         """Raise what went wrong in a run on the GPU; out of memory, give back first what the session holds there."""
-        found = told(error, doing=f"running {self._title}", batch=batch, needs=built_for())
-        if found is None:
+        from cspdeploy.runtimes.cuda_errors import error_of_run
+        from cspdeploy.runtimes.ort_cuda import built_for
+
+        found = error_of_run(error, doing=f"running {self._title}", batch=batch, needs=built_for())
+        if found is error:
             raise error
         if isinstance(found, DeviceMemoryError):
             error.__traceback__ = None  # its frames hold the inputs that are on the device
             if self._calls is not None:
-                self._calls.forget()
+                self._calls.forget(found)
             self.engine = Closed(found)
         raise found from None
 
@@ -232,18 +225,35 @@ def _on_gpu(error: Exception, provider: str, request: SessionRequest) -> CspDepl
     """Why it was not opened, where the reason is the GPU, its libraries or its graphs; else None."""
     if provider not in ON_GPU:
         return None
+    from cspdeploy.runtimes.ort_cuda import built_for, library_refusal
+    from cspdeploy.runtimes.ort_open import gpu_refusal
+
     return library_refusal(error, provider) or gpu_refusal(error, request, needs=built_for())
 
 
 def _prepare(provider: str) -> None:
     """Look at the GPU's driver and load its libraries, where the provider is one of a GPU."""
+    if provider not in ON_GPU:
+        return
     import onnxruntime
 
-    if provider in ON_GPU and provider in onnxruntime.get_available_providers():
+    from cspdeploy.runtimes.cuda_driver import find_driver_problem
+    from cspdeploy.runtimes.ort_cuda import built_for, preload_libraries
+
+    if provider in onnxruntime.get_available_providers():
         problem = find_driver_problem(built_for())
         if problem is not None:
             raise RuntimeUnavailableError(f"asked for {provider}: {problem[0]}", fix=problem[1])
         preload_libraries()
+
+
+def _missing(provider: str) -> tuple[str, str] | None:
+    """As `missing_provider`, without importing what is of GPUs where the CPU is asked for and there."""
+    if provider == CPU and importlib.util.find_spec("onnxruntime") is not None:
+        return None
+    from cspdeploy.runtimes.ort_cuda import missing_provider
+
+    return missing_provider(provider)
 
 
 def probe_provider(provider: str) -> None:
@@ -279,7 +289,7 @@ RUNTIMES = tuple(
         name=name, device=device, formats=frozenset({"onnx", "ort"}), precisions=frozenset({"fp32", "fp16", "int8"}),
         timed=True,
         notes=_CPU_NOTES if provider == CPU and platform.machine() not in _HALF_MACHINES else {},
-        missing=functools.partial(missing_provider, provider),
+        missing=functools.partial(_missing, provider),
         probe=functools.partial(probe_provider, provider),
         open=functools.partial(open_on, provider), modules=("onnxruntime",), takes_bytes=True,
         # On CUDA all runs of a session share one stream, and its captured graph one set of addresses.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cspdeploy.core.errors import RuntimeUnavailableError
 from cspdeploy.runtimes.cuda_driver import driver_version, find_driver_problem
 from cspdeploy.runtimes.ort_providers import CPU, CUDA, ON_GPU, TENSORRT
+from cspdeploy.runtimes.tf32 import override_setting
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -189,7 +190,8 @@ def read_settings(session: onnxruntime.InferenceSession, provider: str) -> dict[
         options["use_tf32"] = given.get(CUDA, {}).get("use_tf32", "")
     versions = {"onnxruntime": onnxruntime.__version__, "cuda": built_for(), "driver_cuda": driver_version()}
     libraries = {name: _version(name, path) for name, path in loaded_libraries().items()}
-    return {name: value for name, value in (options | versions | libraries).items() if value}
+    found = options | override_setting() | versions | libraries
+    return {name: value for name, value in found.items() if value}
 
 
 def library_refusal(error: Exception, provider: str) -> RuntimeUnavailableError | None:

@@ -1,28 +1,34 @@
-"""Runs of an ONNX Runtime session on a GPU: bound there, timed by the device's own clock, replayed as CUDA graphs."""
+"""Runs of an ONNX Runtime session on a GPU: bound there, timed by events on its stream, replayed as CUDA graphs."""
 
 from __future__ import annotations
 
+import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cspdeploy.core.errors import InputError
+from cspdeploy.core.errors import DeviceMemoryError, InputError
 from cspdeploy.runtimes.base import Feeds
 from cspdeploy.runtimes.cuda_driver import Timer, compute_stream, copy_on_device
 from cspdeploy.runtimes.device_call import CudaCall, batch_of, kind_of, require_alike
+from cspdeploy.runtimes.ort_providers import CUDA
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["CAPTURE_RUNS", "GpuBinding", "GpuCalls", "output_places"]
+__all__ = ["CAPTURE_RUNS", "GpuBinding", "GpuCalls", "Owner", "output_places", "replay_is_queued"]
 
 Array = npt.NDArray[np.generic]
 Places = dict[str, tuple[tuple[int, ...], Any]]
 
 CAPTURE_RUNS = 2
 """Before a captured graph is timed: ONNX Runtime allocates in a first run, captures in the next, and replays after."""
+_QUEUES_REPLAYS = (1, 27)
+"""The first release whose replay does not wait for the device where a run is asked not to (microsoft/onnxruntime#28686,
+merged in May 2026): by its date, not by a run of each release. Others wait before the last event is queued."""
 
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(bool)": np.bool_,
@@ -30,13 +36,15 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class _Owner(Protocol):
+class Owner(Protocol):
     """The session that the runs are of."""
 
     engine: Any
     inputs: dict[str, tuple[int | str, ...]]
 
-    def fail(self, error: Exception, *, batch: int | None) -> NoReturn: ...
+    def fail(self, error: Exception, *, batch: int | None) -> NoReturn:
+        """As `OrtSession.fail`."""
+        ...
 
 
 class GpuCalls:
@@ -46,16 +54,19 @@ class GpuCalls:
         owner: gives the engine's session once it is open.
         device: index of the GPU.
         cuda_graph: the engine was opened to capture its runs.
+        provider: that it was opened on.
 
     Raises:
         DeviceMemoryError, InputError, RuntimeUnavailableError: as `compute_stream`.
     """
 
-    def __init__(self, owner: _Owner, *, device: int, cuda_graph: bool) -> None:
+    def __init__(self, owner: Owner, *, device: int, cuda_graph: bool, provider: str = CUDA) -> None:
         self.stream = compute_stream(device)
         self._owner, self._device, self._cuda_graph = owner, device, cuda_graph
         self._num_graphs = 0
         self._captured: dict[tuple[object, ...], GpuBinding] = {}
+        self._bound: weakref.WeakSet[CudaCall] = weakref.WeakSet()
+        self._clocked = not cuda_graph or replay_is_queued(provider)
 
     def run(self, feeds: Feeds) -> list[Array]:
         """Host arrays in, host arrays out. Raises as `OrtSession.run`.
@@ -64,45 +75,60 @@ class GpuCalls:
         arrays are brought to those of the graph instead, of which there is one for each combination of shapes.
         """
         try:
-            if not self._cuda_graph:
-                return list(self._owner.engine.run(None, dict(feeds)))
-            key = kind_of(feeds)
-            if key not in self._captured:
-                self._captured[key] = self._capture(feeds)
-            binding = self._captured[key]
-            for name, value in binding.inputs.items():
-                value.update_inplace(np.ascontiguousarray(feeds[name]))
-            self.stream.device.synchronize()  # those copies are on another stream
-            binding.launch()
-            self.stream.synchronize()
-            return binding.outputs()
+            return self._run(feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this one
             self._owner.fail(error, batch=batch_of(feeds))
+
+    def _run(self, feeds: Feeds) -> list[Array]:
+        """Apart from `run`, so that no frame holds a binding when a failure gives the device's memory back."""
+        if not self._cuda_graph:
+            return list(self._owner.engine.run(None, dict(feeds)))
+        key = kind_of(feeds)
+        if key not in self._captured:
+            self._captured[key] = self._capture(feeds)
+        binding = self._captured[key]
+        for name, value in binding.inputs.items():
+            value.update_inplace(np.ascontiguousarray(feeds[name]))
+        self.stream.device.synchronize()  # those copies are on another stream
+        binding.launch()
+        self.stream.synchronize()
+        return binding.outputs()
 
     def bind_sets(self, sets: Sequence[Feeds]) -> CudaCall:
         """Runs that take the next of the sets, all of them on the device. Raises as `OrtSession.bind`."""
         if not sets:
             raise InputError("no inputs to bind", fix="give at least one set")
         batch = batch_of(sets[0])
-        try:
-            timer = Timer(self.stream)
-            if self._cuda_graph:
-                launches, fill = self._graph_turns(sets)
-            else:
-                bindings = [GpuBinding(self._owner.engine, feeds, device=self._device) for feeds in sets]
-                launches, fill = [binding.launch for binding in bindings], None
-            self.stream.device.synchronize()
-        except Exception as error:  # as above
-            self._owner.fail(error, batch=batch)
 
         def fail(error: Exception) -> NoReturn:
             self._owner.fail(error, batch=batch)
 
-        return CudaCall(launches, timer=timer, fail=fail, fill=fill)
+        try:
+            return self._bind(sets, fail)
+        except Exception as error:  # as above
+            fail(error)
 
-    def forget(self) -> None:
-        """Give back what the captured graphs hold."""
+    def _bind(self, sets: Sequence[Feeds], fail: Callable[[Exception], NoReturn]) -> CudaCall:
+        """Apart from `bind_sets` as `_run` from `run`."""
+        timer = Timer(self.stream)
+        fill: Callable[[int], None] | None = None
+        if self._cuda_graph:
+            bindings, fill = self._graph_turns(sets)
+        else:
+            bindings = [GpuBinding(self._owner.engine, feeds, device=self._device) for feeds in sets]
+        self.stream.device.synchronize()
+        call = CudaCall(
+            [binding.launch for binding in bindings], timer=timer, fail=fail, fill=fill,
+            read=[binding.outputs for binding in bindings], clocked=self._clocked,
+        )  # fmt: skip
+        self._bound.add(call)
+        return call
+
+    def forget(self, error: DeviceMemoryError) -> None:
+        """Give back what captured graphs and bound inputs hold; bound calls raise `error` from then on."""
         self._captured.clear()
+        for call in tuple(self._bound):
+            call.drop(error)
 
     def _capture(self, feeds: Feeds) -> GpuBinding:
         self._num_graphs += 1
@@ -116,12 +142,12 @@ class GpuCalls:
             self.stream.synchronize()
         return binding
 
-    def _graph_turns(self, sets: Sequence[Feeds]) -> tuple[list[Callable[[], None]], Callable[[int], None] | None]:
-        """The captured run, and what copies the next set to its address on the device."""
+    def _graph_turns(self, sets: Sequence[Feeds]) -> tuple[list[GpuBinding], Callable[[int], None] | None]:
+        """The binding of the captured run, and what copies the next set to its address on the device."""
         require_alike(sets)
         binding = self._capture(sets[0])
         if len(sets) == 1:
-            return [binding.launch], None
+            return [binding], None
         waiting = [{name: _on_device(array, self._device) for name, array in feeds.items()} for feeds in sets]
         num_bytes = {name: array.nbytes for name, array in sets[0].items()}
 
@@ -130,7 +156,7 @@ class GpuCalls:
                 place = binding.inputs[name].data_ptr()
                 copy_on_device(place, value.data_ptr(), num_bytes=num_bytes[name], stream=self.stream)
 
-        return [binding.launch], fill
+        return [binding], fill
 
 
 class GpuBinding:
@@ -181,6 +207,19 @@ class GpuBinding:
         return list(self._binding.copy_outputs_to_cpu())
 
 
+def replay_is_queued(provider: str, version: str = "") -> bool:
+    """Whether an event after a captured run is queued behind it, and not after the engine's own wait for its end.
+
+    TensorRT's provider always waits. Args: `version` of ONNX Runtime; empty: the one that is here.
+    """
+    if not version:
+        import onnxruntime
+
+        version = onnxruntime.__version__
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return provider == CUDA and found is not None and (int(found[1]), int(found[2])) >= _QUEUES_REPLAYS
+
+
 def _on_device(array: Array, device: int) -> onnxruntime.OrtValue:
     import onnxruntime
 
@@ -198,9 +237,10 @@ def output_places(
     Raises:
         InputError: a dimension that no input gives.
     """
-    sizes: dict[int | str, int] = {}
+    sizes: dict[int | str | None, int] = {}
     for name, declared in inputs.items():
         sizes |= dict(zip(declared, feeds[name].shape, strict=True))
+    sizes.pop(None, None)  # dimensions without a name, which need not be of one size
     found: Places = {}
     for value in engine.get_outputs():
         shape = tuple(size if isinstance(size, int) else sizes.get(size, 0) for size in value.shape)

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, NoReturn
 from cspdeploy.core.errors import CspDeployError, DeviceMemoryError, InputError
 from cspdeploy.core.onnx_file import check_external_data, data_locations
 from cspdeploy.runtimes.base import SessionRequest
-from cspdeploy.runtimes.cuda_errors import told
 from cspdeploy.runtimes.ort_versions import read_model, require_readable, told_too_old
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["Closed", "gpu_refusal", "refusal", "require_openable", "session_options"]
+__all__ = [
+    "CPU", "CUDA", "ON_GPU", "TENSORRT", "Closed", "gpu_refusal", "refusal", "require_openable", "session_options",
+]  # fmt: skip
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+ON_GPU = (CUDA, TENSORRT)
 
 MAX_REASON = 240
 """Characters of the engine's own message that an error shows."""
@@ -83,6 +87,8 @@ def gpu_refusal(error: Exception, request: SessionRequest, *, needs: str = "") -
     Args:
         needs: the CUDA version that the engine was built for.
     """
+    from cspdeploy.runtimes.cuda_errors import told
+
     text = " ".join(str(error).split())
     graph = _NO_CAPTURE.search(text)
     if graph is not None:

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cspdeploy.core.types import PlacedNode
-from cspdeploy.runtimes.ort_cuda import open_quietly
-from cspdeploy.runtimes.ort_open import session_options
-from cspdeploy.runtimes.ort_providers import ON_GPU, keep_pairs
+from cspdeploy.runtimes.ort_open import ON_GPU, TENSORRT, session_options
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -37,9 +35,15 @@ def read_copies(
 ) -> tuple[PlacedNode, ...] | None:
     """The copies in a model's finished graph, by opening it once more; None where that is not possible.
 
-    They are inserted after the assignment that the engine records, so they are read from the graph that it writes.
+    They are inserted after the assignment that the engine records, so they are read from the graph that it writes. A
+    graph that holds engines of TensorRT it refuses to write, and to build them once more would take minutes.
     """
+    if provider == TENSORRT:
+        return None
     import onnxruntime
+
+    from cspdeploy.runtimes.ort_cuda import open_quietly
+    from cspdeploy.runtimes.ort_providers import keep_pairs
 
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cspdeploy.core.errors import InputError
 from cspdeploy.runtimes.base import CudaOptions
+from cspdeploy.runtimes.ort_open import CPU, CUDA, ON_GPU, TENSORRT
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -16,9 +17,6 @@ __all__ = [
     "CPU", "CUDA", "ON_GPU", "TENSORRT", "TensorrtFile", "cuda_options", "keep_pairs", "provider_list",
     "tensorrt_options",
 ]  # fmt: skip
-
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-ON_GPU = (CUDA, TENSORRT)
 
 WORKSPACE_BYTES = 1 << 32
 """Of TensorRT's own choice of kernels: 4 GiB is above what any layer of these networks can use at batch 32, and keeps

@@ -20,10 +20,10 @@ from cspdeploy.runtimes.base import Runtime, SessionRequest
 from cspdeploy.runtimes.ort import OrtSession, open_on, probe_provider
 from cspdeploy.runtimes.ort_cuda import built_for, loaded_libraries, missing_provider, preload_libraries
 from cspdeploy.runtimes.ort_providers import TENSORRT, TensorrtFile
+from cspdeploy.runtimes.tf32 import TF32_VARIABLE
 
 __all__ = ["RUNTIMES", "find_tensorrt", "read_file", "set_tf32"]
 
-TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
 _QUANTISING = ("QuantizeLinear", "DequantizeLinear")
 _HALF = "float16"
 
@@ -31,11 +31,13 @@ _HALF = "float16"
 def set_tf32(*, allowed: bool) -> None:
     """Tell NVIDIA's libraries whether float32 may be computed as TF32, before the first of them starts.
 
+    Where the variable is 0 it may be the user's word for every program: it is never taken back here.
+
     Raises:
-        RuntimeUnavailableError: they run already, with the other answer.
+        RuntimeUnavailableError: the environment forbids TF32, or the libraries run already, with the other answer.
     """
-    wanted = None if allowed else "0"
-    if os.environ.get(TF32_VARIABLE) == wanted:
+    is_allowed = os.environ.get(TF32_VARIABLE) != "0"
+    if is_allowed == allowed:
         return
     running = [name for name in ("nvinfer", "cublas", "cudnn") if name in loaded_libraries()]
     if running:
@@ -43,10 +45,12 @@ def set_tf32(*, allowed: bool) -> None:
             f"TF32 is {'off' if allowed else 'on'} in this process for {', '.join(running)}, asked for the other one",
             fix=f"{f'unset {TF32_VARIABLE}' if allowed else f'export {TF32_VARIABLE}=0'}, in a process of its own",
         )
-    if wanted is None:
-        del os.environ[TF32_VARIABLE]
-    else:
-        os.environ[TF32_VARIABLE] = wanted
+    if allowed:
+        raise RuntimeUnavailableError(
+            f"TF32 is off by {TF32_VARIABLE}=0 of the environment, asked for on",
+            fix=f"unset {TF32_VARIABLE}, or leave TF32 off: --no-tf32",
+        )
+    os.environ[TF32_VARIABLE] = "0"
 
 
 def read_file(path: Path) -> TensorrtFile:
@@ -69,9 +73,7 @@ def _open(request: SessionRequest) -> OrtSession:
     if request.cuda.cache is not None:
         request.cuda.cache.mkdir(parents=True, exist_ok=True)
     _load_tensorrt()
-    session = open_on(TENSORRT, request, file=read_file(request.path))
-    session.settings[TF32_VARIABLE] = os.environ.get(TF32_VARIABLE, "")
-    return session
+    return open_on(TENSORRT, request, file=read_file(request.path))
 
 
 def _missing() -> tuple[str, str] | None:

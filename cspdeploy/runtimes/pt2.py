@@ -21,9 +21,9 @@ def _open(device: str, request: SessionRequest) -> TorchSession:
     from cspdeploy.runtimes.torch_variants import refuse_variants
 
     refuse_variants(request, what="a .pt2 file")
-    module = _load(request)
+    modules = [_load(request)]  # in a list that is emptied, as in `cspdeploy.runtimes.eager`
     with opening(device, request) as place:
-        return TorchSession(module.to(place), device=device, request=request)
+        return TorchSession(modules.pop().to(place), device=device, request=request)
 
 
 def _load(request: SessionRequest) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -11,11 +13,13 @@ from torch import Tensor
 
 from cspdeploy.core.errors import DeviceMemoryError, InputError, RuntimeUnavailableError
 from cspdeploy.runtimes.base import Feeds, SessionRequest
-from cspdeploy.runtimes.cuda_driver import driver_version, find_driver_problem, open_device
-from cspdeploy.runtimes.cuda_errors import told
-from cspdeploy.runtimes.device_call import CudaCall, batch_of, kind_of, require_alike
+from cspdeploy.runtimes.cuda_driver import find_driver_problem, open_device
+from cspdeploy.runtimes.cuda_errors import error_of_run, told
+from cspdeploy.runtimes.device_call import Array, CudaCall, batch_of, kind_of, require_alike
+from cspdeploy.runtimes.torch_process import keep_process
+from cspdeploy.runtimes.torch_variants import CAPTURING
 
-__all__ = ["TorchGpuCalls", "TorchTimer", "opening", "set_process", "settings_of"]
+__all__ = ["TorchGpuCalls", "TorchTimer", "opening"]
 
 WARM_UP_RUNS = 6
 """Before a capture, on a stream of its own as PyTorch's notes on CUDA graphs ask for: one more than TorchScript takes
@@ -47,44 +51,10 @@ def opening(device: str, request: SessionRequest) -> Iterator[str]:
         found = told(error, doing=f"opening {request.path}", needs=needs, device=index)
         if found is None:
             raise
-        error.__traceback__ = None  # its frames hold what was put on the device
+        # Its frames hold what was put on the device, and `with` holds them.
+        traceback.clear_frames(error.__traceback__)
         torch.cuda.empty_cache()
         raise found from None
-
-
-def set_process(request: SessionRequest) -> None:
-    """TF32 and cuDNN's search, which are settings of the whole process.
-
-    Raises:
-        InputError: a search that PyTorch does not have.
-    """
-    if request.cuda.conv_search == "default":
-        raise InputError("PyTorch has no convolution search 'default', expected 'heuristic' or 'exhaustive'")
-    torch.backends.cuda.matmul.allow_tf32 = request.tf32
-    torch.backends.cudnn.allow_tf32 = request.tf32
-    torch.backends.cudnn.benchmark = request.cuda.conv_search == "exhaustive"
-
-
-def settings_of(request: SessionRequest) -> dict[str, str]:
-    """What a session on a GPU computes with, read back from PyTorch after `set_process`."""
-    cuda = request.cuda
-    found = {
-        "device_id": str(cuda.device),
-        "use_tf32_matmul": str(int(torch.backends.cuda.matmul.allow_tf32)),
-        "use_tf32_cudnn": str(int(torch.backends.cudnn.allow_tf32)),
-        "cudnn_benchmark": str(int(torch.backends.cudnn.benchmark)),
-        "cudnn_deterministic": str(int(torch.backends.cudnn.deterministic)),
-        "cuda_graph": str(int(request.cuda_graph)),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda or "",
-        "cudnn": _dotted(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
-        "driver_cuda": driver_version(),
-    }
-    return {name: value for name, value in found.items() if value}
-
-
-def _dotted(number: int | None) -> str:
-    return "" if number is None else f"{number // 10000}.{number % 10000 // 100}.{number % 100}"
 
 
 class TorchTimer:
@@ -129,6 +99,9 @@ class TorchGpuCalls:
         self._place, self._request, self._count_run = place, request, count_run
         self._closed: DeviceMemoryError | None = None
         self._captured: dict[tuple[object, ...], tuple[Any, list[Tensor], tuple[Tensor, ...]]] = {}
+        self._own_inputs = request.cuda.compile in CAPTURING
+        self._own: dict[tuple[object, ...], list[Tensor]] = {}
+        self._bound: weakref.WeakSet[CudaCall] = weakref.WeakSet()
 
     def run(self, feeds: Feeds) -> tuple[Tensor, ...]:
         """Outputs on the host; with a CUDA graph by replaying it, of which there is one for each set of shapes.
@@ -138,47 +111,79 @@ class TorchGpuCalls:
             InputError: it cannot be captured.
         """
         try:
-            with torch.inference_mode():
-                tensors = self._place(feeds)
-                if not self._request.cuda_graph:
-                    return tuple(value.cpu() for value in _as_tuple(self._alive()(*tensors)))
-                key = kind_of(feeds)
-                if key not in self._captured:
-                    self._captured[key] = self._capture(tensors)
-                graph, own, outputs = self._captured[key]
-                for target, tensor in zip(own, tensors, strict=True):
-                    target.copy_(tensor)
-                graph.replay()
-                return tuple(value.cpu() for value in outputs)
+            return self._run(feeds)
         except Exception as error:  # engines' exceptions share no base class but this one
             self._fail(error, batch=batch_of(feeds))
+
+    def _run(self, feeds: Feeds) -> tuple[Tensor, ...]:
+        """Apart from `run`, so that no frame holds a tensor when a failure gives the device's memory back."""
+        keep_process(self._request)
+        with torch.inference_mode():
+            tensors, key = self._place(feeds), kind_of(feeds)
+            if not self._request.cuda_graph:
+                if self._own_inputs:
+                    tensors = _filled(self._place_of(key, tensors), tensors)
+                return tuple(value.cpu() for value in _as_tuple(self._alive()(*tensors)))
+            if key not in self._captured:
+                self._captured[key] = self._capture(tensors)
+            graph, own, outputs = self._captured[key]
+            _filled(own, tensors)
+            graph.replay()
+            return tuple(value.cpu() for value in outputs)
 
     def bind_sets(self, sets: Sequence[Feeds]) -> CudaCall:
         """Runs that take the next of the sets, all of them on the device. Raises as `run`."""
         if not sets:
             raise InputError("no inputs to bind", fix="give at least one set")
         batch = batch_of(sets[0])
-        fill: Callable[[int], None] | None = None
-        try:
-            with torch.inference_mode():
-                placed = [self._place(feeds) for feeds in sets]
-                if self._request.cuda_graph:
-                    require_alike(sets)
-                    launches, fill = self._graph_turns(placed)
-                else:
-                    self._alive()
-                    launches = [self._launch(tensors) for tensors in placed]
-            torch.cuda.synchronize()
-        except Exception as error:  # as above
-            self._fail(error, batch=batch)
 
         def fail(error: Exception) -> NoReturn:
             self._fail(error, batch=batch)
 
-        return CudaCall(launches, timer=TorchTimer(), fail=fail, fill=fill)
+        try:
+            return self._bind(sets, fail)
+        except Exception as error:  # as above
+            fail(error)
+
+    def _bind(self, sets: Sequence[Feeds], fail: Callable[[Exception], NoReturn]) -> CudaCall:
+        """Apart from `bind_sets` as `_run` from `run`."""
+        keep_process(self._request)
+        fill: Callable[[int], None] | None = None
+        read: list[Callable[[], list[Array]]] = []
+        with torch.inference_mode():
+            placed = [self._place(feeds) for feeds in sets]
+            if self._request.cuda_graph:
+                require_alike(sets)
+                launches, fill, read = self._graph_turns(placed)
+            elif self._own_inputs:
+                require_alike(sets)
+                own = self._place_of(kind_of(sets[0]), placed[0])
+                # Also of one set: another call, or a run, may have filled the place since.
+                launches, fill = [self._launch(own)], _filler(own, placed)
+            else:
+                self._alive()
+                launches = [self._launch(tensors) for tensors in placed]
+        torch.cuda.synchronize()
+        call = CudaCall(launches, timer=TorchTimer(), fail=fail, fill=fill, read=read)
+        self._bound.add(call)
+        return call
+
+    def _place_of(self, key: tuple[object, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs at an address that stays, for compiled code that captures CUDA graphs by itself.
+
+        It copies every input of another address into its graph, in the call and so inside of what is timed; of one
+        that is marked it takes the address.
+        """
+        if key not in self._own:
+            own = [tensor.clone() for tensor in tensors]
+            for tensor in own:
+                torch._dynamo.mark_static_address(tensor)
+            self._own[key] = own
+        return self._own[key]
 
     def _launch(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
         def launch() -> None:
+            keep_process(self._request)
             self._count_run()
             with torch.inference_mode():
                 self._alive()(*tensors)
@@ -187,21 +192,19 @@ class TorchGpuCalls:
 
     def _graph_turns(
         self, placed: Sequence[Sequence[Tensor]]
-    ) -> tuple[list[Callable[[], None]], Callable[[int], None] | None]:
-        """The captured run, and what copies the next set to its place."""
+    ) -> tuple[list[Callable[[], None]], Callable[[int], None] | None, list[Callable[[], list[Array]]]]:
+        """The captured run, what copies the next set to its place, and what reads its outputs."""
         graph, own, outputs = self._capture([tensor.clone() for tensor in placed[0]])
 
         def launch() -> None:
             self._count_run()
             graph.replay()
 
-        def fill(turn: int) -> None:
-            with torch.inference_mode():
-                for target, tensor in zip(own, placed[turn % len(placed)], strict=True):
-                    target.copy_(tensor)
+        def read() -> list[Array]:
+            return [value.cpu().numpy() for value in outputs]
 
         self._captured["bound", len(self._captured)] = graph, own, outputs  # the graph writes there as long as it lives
-        return [launch], fill if len(placed) > 1 else None
+        return [launch], _filler(own, placed) if len(placed) > 1 else None, [read]
 
     def _capture(self, own: list[Tensor]) -> tuple[Any, list[Tensor], tuple[Tensor, ...]]:
         compute = self._alive()
@@ -231,18 +234,38 @@ class TorchGpuCalls:
         return self._compute
 
     def _fail(self, error: Exception, *, batch: int | None) -> NoReturn:
-        found = told(
+        found = error_of_run(
             error, doing=f"running {self._request.path.name}", batch=batch, needs=torch.version.cuda or "",
             device=self._request.cuda.device,
         )  # fmt: skip
-        if found is None:
+        if found is error:
             raise error
         if isinstance(found, DeviceMemoryError):
             self._closed, self._compute = found, None
+            for call in tuple(self._bound):
+                call.drop(found)
             self._captured.clear()
+            self._own.clear()
             error.__traceback__ = None  # its frames hold tensors
             torch.cuda.empty_cache()
         raise found from None
+
+
+def _filled(own: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies to where a graph reads."""
+    for target, tensor in zip(own, tensors, strict=True):
+        target.copy_(tensor)
+    return own
+
+
+def _filler(own: list[Tensor], placed: Sequence[Sequence[Tensor]]) -> Callable[[int], None]:
+    """Queues the copies of the next set, by the number of the run."""
+
+    def fill(turn: int) -> None:
+        with torch.inference_mode():
+            _filled(own, placed[turn % len(placed)])
+
+    return fill
 
 
 def _as_tuple(found: Any) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cspdeploy.runtimes.torch_cuda import TorchGpuCalls
 
-__all__ = ["TorchSession", "missing_torch", "probe_torch"]
+__all__ = ["TorchSession", "missing_torch", "operator_nodes", "probe_torch"]
 
 _IMAGE_RANK = 4
 UNPROFILED_RUNS = 5
@@ -61,7 +61,8 @@ class TorchSession:
         self._profiler = _make_profiler(device) if request.profile is not None else None
 
     def _on_gpu(self, compute: Callable[..., Any], request: SessionRequest) -> TorchGpuCalls:
-        from cspdeploy.runtimes.torch_cuda import TorchGpuCalls, set_process, settings_of
+        from cspdeploy.runtimes.torch_cuda import TorchGpuCalls
+        from cspdeploy.runtimes.torch_process import set_process, settings_of
 
         set_process(request)
         self.settings = settings_of(request)
@@ -143,15 +144,30 @@ class TorchSession:
             )  # fmt: skip
         profiler, self._profiler = self._profiler, None
         profiler.stop()
-        field = "self_device_time_total" if self._calls is not None else "self_cpu_time_total"
-        found = [
-            ProfiledNode(
-                node=event.key, operator=event.key, provider=self._device.partition(":")[0],
-                num_calls=event.count / num_runs, ms=getattr(event, field) / 1e3 / num_runs,
-            )
-            for event in profiler.key_averages()
-        ]  # fmt: skip
-        return tuple(sorted(found, key=lambda node: -node.ms))
+        return operator_nodes(profiler.key_averages(), device=self._device.partition(":")[0], num_runs=num_runs)
+
+
+def operator_nodes(events: Iterable[Any], *, device: str, num_runs: int) -> tuple[ProfiledNode, ...]:
+    """Operators of one run by PyTorch's profiler, the longest first.
+
+    On a GPU an operator's time of its own is that of the kernels that it launched, and each kernel is an entry too: so
+    one of both is counted. Where no operator launches any, as when a captured graph is replayed, it is the kernels.
+    """
+    found = list(events)
+    field = "self_cpu_time_total"
+    if device == "cuda":
+        field = "self_device_time_total"
+        timed = [event for event in found if event.self_device_time_total > 0]
+        operators = [event for event in timed if event.device_type.name == "CPU"]
+        found = operators or timed
+    nodes = [
+        ProfiledNode(
+            node=event.key, operator=event.key, provider=device, num_calls=event.count / num_runs,
+            ms=getattr(event, field) / 1e3 / num_runs,
+        )
+        for event in found
+    ]  # fmt: skip
+    return tuple(sorted(nodes, key=lambda node: -node.ms))
 
 
 def _variant_settings(request: SessionRequest) -> dict[str, str]:

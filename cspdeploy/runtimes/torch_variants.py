@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from cspdeploy.core.errors import CspDeployError, InputError, RuntimeUnavailableError
 from cspdeploy.runtimes.base import SessionRequest
 
-__all__ = ["MODES", "compile_failure", "prepared", "refuse_variants"]
+__all__ = ["CAPTURING", "MODES", "compile_failure", "prepared", "refuse_variants"]
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-"""Of `torch.compile`. On CUDA the second and third capture CUDA graphs by themselves."""
-_CAPTURING = MODES[1:3]
+"""Of `torch.compile`."""
+CAPTURING = MODES[1:3]
+"""Of them those that on CUDA capture CUDA graphs by themselves."""
 
 _OF_COMPILER = ("torch._dynamo", "torch._inductor")
 _FIXES = (
@@ -40,7 +41,7 @@ def prepared(model: nn.Module, *, request: SessionRequest) -> Callable[..., Any]
         return model
     if cuda.compile not in MODES:
         raise InputError(f"torch.compile has no mode '{cuda.compile}', expected one of {', '.join(MODES)}")
-    if request.cuda_graph and cuda.compile in _CAPTURING:
+    if request.cuda_graph and cuda.compile in CAPTURING:
         raise InputError(
             f"torch.compile in mode '{cuda.compile}' captures CUDA graphs by itself, another one was asked for",
             fix="leave out the CUDA graph, or compile with max-autotune-no-cudagraphs",

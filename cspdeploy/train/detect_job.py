@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,19 +10,10 @@ from typing import cast
 import numpy as np
 import torch
 
-from cspdeploy.core.bundle import file_sha256
 from cspdeploy.core.codec import from_json, to_json
 from cspdeploy.core.detection.labelled import LabelledBoxes
 from cspdeploy.core.detection.spec import Detection
 from cspdeploy.core.errors import InputError
-from cspdeploy.core.model_folder import (
-    CALIBRATION_FILE,
-    CURVE_FILE,
-    LABELS_FILE,
-    write_calibration,
-    write_spec,
-    write_text,
-)  # fmt: skip
 from cspdeploy.core.spec import Accuracy, ModelSpec, NetworkSpec, Provenance
 from cspdeploy.nets.darknet.sections import Convolutional, DarknetConfig, Yolo
 from cspdeploy.nets.registry import find_network, spec_of
@@ -31,14 +21,16 @@ from cspdeploy.train.anchors import find_anchors, mean_best_overlap, with_anchor
 from cspdeploy.train.detect_data import BoxLoader
 from cspdeploy.train.detect_folder import open_boxes
 from cspdeploy.train.detect_loop import DetectionRecipe, DetectionRecord, measure_map, train_detector
+from cspdeploy.train.failures import explained
 from cspdeploy.train.job import (
     CHECKPOINT_FILE,
     NUM_CALIBRATION_IMAGES,
-    replace_folder,
+    finish_folder,
     require_free,
     write_and_read_back,
 )  # fmt: skip
-from cspdeploy.train.loop import Progress, write_curve
+from cspdeploy.train.loop import Progress
+from cspdeploy.train.precision import true_float32
 from cspdeploy.train.workers import NO_WORKERS, Workers
 
 __all__ = ["DetectionTrainingReport", "detector_spec", "train_detection_model"]
@@ -110,32 +102,29 @@ def train_detection_model(
     if training.labels != testing.labels:
         raise InputError(f"{data}: train and val have different classes", fix="give both the same class names")
     workers.require_batch(recipe.batch, num_images=len(training))
-    contract = spec.preprocess
-    loader = BoxLoader(training, contract, batch=recipe.batch, mosaic_epochs=recipe.mosaic_epochs)
-    judge = BoxLoader(testing, contract, batch=recipe.batch)
+    loader = BoxLoader(training, spec.preprocess, batch=recipe.batch, mosaic_epochs=recipe.mosaic_epochs)
+    judge = BoxLoader(testing, spec.preprocess, batch=workers.each(recipe.batch))
     progress(f"reading {len(training)} + {len(testing)} images", 0, 1)
     anchors = find_anchors(loader.sizes(), _num_anchors(spec), seed=recipe.seed)
     spec = fitted(spec, num_classes=len(training.labels), anchors=anchors)
-    average, curve, places = train_detector(
+    trained = train_detector(
         spec, recipe, training=loader, testing=judge, checkpoint=run / CHECKPOINT_FILE, resume=resume,
         workers=workers, progress=progress,
     )  # fmt: skip
-    provenance = Provenance(
-        source="trained", origin=f"{spec.name} on {training.name}", dataset=training.name, command=command
-    )
-    finished = run / "model"
-    reread, weights = write_and_read_back(finished, spec, average, workers=workers)
-    accuracy = _measure(reread, spec, judge, workers)
+    with explained(workers, batch=recipe.batch, kept=True), true_float32(workers.device):
+        reread = write_and_read_back(run, spec, trained.model, workers=workers)
+        accuracy = _measure(reread, spec, judge, workers)
     if workers.is_first:
-        done = dataclasses.replace(provenance, weights_sha256=file_sha256(weights), accuracy=accuracy)
-        write_spec(finished, dataclasses.replace(spec, provenance=done))
-        write_text(finished / LABELS_FILE, "\n".join(training.labels) + "\n")
-        write_calibration(finished / CALIBRATION_FILE, _calibration_images(training, loader))
-        write_curve(finished / CURVE_FILE, recipe, curve, num_images=len(training), places=places)
-        replace_folder(finished, folder)
-        shutil.rmtree(run)
+        provenance = Provenance(
+            source="trained", origin=f"{spec.name} on {training.name}", dataset=training.name, command=command,
+            accuracy=accuracy,
+        )  # fmt: skip
+        finish_folder(
+            run, folder, dataclasses.replace(spec, provenance=provenance), trained, recipe=recipe,
+            labels=training.labels, num_images=len(training), calibration=_calibration_images(training, loader),
+        )  # fmt: skip
     return DetectionTrainingReport(
-        folder=str(folder), accuracy=accuracy, anchors=anchors, curve=tuple(curve),
+        folder=str(folder), accuracy=accuracy, anchors=anchors, curve=tuple(trained.curve),
         anchor_overlap=mean_best_overlap(loader.sizes(), anchors),
     )  # fmt: skip
 

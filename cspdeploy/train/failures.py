@@ -73,4 +73,7 @@ def explained(workers: Workers, *, batch: int, kept: bool) -> Iterator[None]:
     if failure is not None:
         if workers.device.type == "cuda":
             torch.cuda.empty_cache()
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback has this frame, which would have it: a ring, and all tensors of the run in it

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 
 from cspdeploy.core.child import child_environment, describe_exit
+from cspdeploy.core.env import num_usable_cpus
 from cspdeploy.core.errors import EXIT_INTERRUPTED, EXIT_OK, InputError, RuntimeUnavailableError
 
 __all__ = ["launch_workers", "was_launched"]
@@ -64,7 +65,7 @@ def launch_workers(module: str, arguments: Sequence[str], *, num: int) -> int:
 
 def _threads_each(num: int) -> str:
     """Of each worker on CPUs: all cores, shared. What the user has set stays."""
-    return os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // num))
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, num_usable_cpus() // num))
 
 
 def _finish(rank: int, code: int) -> int:

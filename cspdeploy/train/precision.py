@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["autocast", "choose_dtype", "device_of", "fast_kernels", "make_scaler"]
+__all__ = ["autocast", "choose_dtype", "device_of", "fast_kernels", "make_scaler", "true_float32"]
 
 
 def choose_dtype(wanted: torch.dtype, device: torch.device) -> torch.dtype:
@@ -45,16 +46,49 @@ def device_of(model: nn.Module) -> torch.device:
 def fast_kernels(device: torch.device) -> Iterator[None]:
     """On a GPU, for the time of training: TF32 for what is left in float32, and cuDNN tries its algorithms.
 
-    Every step has the same shapes, so that trying pays. Both are settings of the process; they are put back, since
-    what is measured afterwards is to be float32.
+    Every step has the same shapes, so that trying pays. Both are settings of the process and are put back.
     """
     if device.type != "cuda":
         yield
         return
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.benchmark = cudnn.allow_tf32 = matmul.allow_tf32 = True
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        with _tf32(allowed=True):
+            yield
+    finally:
+        cudnn.benchmark = before
+
+
+@contextlib.contextmanager
+def true_float32(device: torch.device) -> Iterator[None]:
+    """For a figure that is kept: float32 on a GPU without the TF32 that PyTorch allows convolutions unless told."""
+    with _tf32(allowed=False) if device.type == "cuda" else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _tf32(*, allowed: bool) -> Iterator[None]:
+    """Of convolutions and matrix products, for the time; settings of the process, which are put back.
+
+    From PyTorch 2.9 on each has two names, the flags and `fp32_precision`, and to read a flag raises where the two do
+    not agree. Both are set: what reads either is told the same.
+    """
+    backends: Any = torch.backends  # which the stubs know in part
+    cudnn, matmul = backends.cudnn, backends.cuda.matmul
+    parts = [cudnn.conv, cudnn.rnn, matmul] if hasattr(matmul, "fp32_precision") else []
+    words = [part.fp32_precision for part in parts]
+    try:
+        flags = cudnn.allow_tf32, matmul.allow_tf32
+    except RuntimeError:  # whoever uses this as a library has set the other name
+        flags = None
+    cudnn.allow_tf32 = matmul.allow_tf32 = allowed
+    for part in parts:
+        part.fp32_precision = "tf32" if allowed else "ieee"
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+        if flags is not None:
+            cudnn.allow_tf32, matmul.allow_tf32 = flags
+        for part, word in zip(parts, words, strict=True):
+            part.fp32_precision = word

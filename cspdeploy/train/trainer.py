@@ -140,11 +140,13 @@ class Trainer(ABC):
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self.optimizer)
         self.before_step()
+        scale = self._scaler.get_scale()
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        self.schedule.step()
-        self.after_step()
-        self._update_average()
+        if self._scaler.get_scale() >= scale:  # it falls where gradients were infinite: that step was left out
+            self.schedule.step()
+            self.after_step()
+            self._update_average()
         return self.workers.mean(loss.detach())
 
     def begin(self) -> None:

@@ -87,6 +87,10 @@ class Workers:
             fix=f"--batch {nearest}",
         )
 
+    def each(self, batch: int) -> int:
+        """Images of a batch that a worker has at a time; at least one."""
+        return max(1, batch // self.num)
+
     def synchronises_statistics(self, batch: int) -> bool:
         """Whether batch norm takes the statistics of the whole batch."""
         return self.num > 1 and self.device.type == "cuda" and batch // self.num < MIN_OWN_STATISTICS
@@ -162,6 +166,9 @@ def environment_share(environment: Mapping[str, str] = os.environ) -> Share | No
     """
     if "RANK" not in environment and environment.get("WORLD_SIZE", "1") == "1":
         return None
+    alone = environment.get("RANK") == "0" and environment.get("WORLD_SIZE") == "1"
+    if alone and not environment.get("LOCAL_RANK"):  # as operators of clusters set it in a job of one replica
+        return None
     if missing := [name for name in VARIABLES if not environment.get(name)]:
         raise InputError(
             f"one of several workers, but {', '.join(missing)} is not set in its environment",
@@ -213,13 +220,28 @@ def _choose_device(device: str | None, share: Share) -> torch.device:
         )
     if not num_gpus:
         return torch.device("cpu")
-    num_here = int(os.environ.get("LOCAL_WORLD_SIZE", share.num)) if share.num > 1 else 1
+    return torch.device("cuda", _own_gpu(os.environ, num_gpus) if share.num > 1 else torch.cuda.current_device())
+
+
+def _own_gpu(environment: Mapping[str, str], num_gpus: int) -> int:
+    """Index of the GPU of one of several workers, of `num_gpus` that it can see.
+
+    How many workers are on this machine only torchrun tells. Without it (srun) a worker may see its own GPU alone.
+
+    Raises:
+        InputError: none is left for it.
+    """
+    rank, here = int(environment["LOCAL_RANK"]), environment.get("LOCAL_WORLD_SIZE")
+    if here is None and num_gpus == 1:
+        return 0
+    num_here = rank + 1 if here is None else int(here)
     if num_here > num_gpus:
+        least = "at least " if here is None else ""
         raise InputError(
-            f"{num_here} workers on this machine, and {num_gpus} GPU{'s' if num_gpus > 1 else ''}: expected one each",
-            fix=f"--workers {num_gpus}, or --device cpu",
-        )
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) if share.num > 1 else torch.cuda.current_device())
+            f"{least}{num_here} workers on this machine, and {num_gpus} GPU{'s' if num_gpus > 1 else ''}: "
+            "expected one each", fix=f"--workers {num_gpus}, or --device cpu",
+        )  # fmt: skip
+    return rank
 
 
 def _join(share: Share, device: torch.device, *, rendezvous_s: float, collective_s: float) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from cspdeploy.check import doctor_cuda, installation
 from cspdeploy.check.ladder import VerifySettings, verify_bundles
 from cspdeploy.core.bundle import file_record, write_manifest
 from cspdeploy.core.catalog import artifact_file
@@ -144,3 +145,12 @@ class Ladder:
 @pytest.fixture
 def ladder() -> type[Ladder]:
     return Ladder
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Versions of installed packages; the wheel for GPUs and nothing else."""
+    versions = {"onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr(installation, "package_version", versions.get)
+    monkeypatch.setattr(doctor_cuda, "package_version", versions.get)
+    return versions

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import cspdeploy.runtimes
-from cspdeploy.check import bench_group, roofline
+from cspdeploy.check import roofline
 from cspdeploy.check import worker as worker_module
 from cspdeploy.check.bench import BenchReport, BenchSettings, bench_subjects, feeds_of_batch
 from cspdeploy.check.bench_group import BenchGroup
@@ -18,11 +18,13 @@ from cspdeploy.check.gpu_record import record_of
 from cspdeploy.check.latency import LatencySettings
 from cspdeploy.check.loose_file import file_subject
 from cspdeploy.check.subject import bundle_subject
+from cspdeploy.check.time_limits import COMPILE_LIMIT_S, time_limit_of
 from cspdeploy.core.codec import to_json
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
 from cspdeploy.core.gpu import GpuSummary, Spread
 from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.base import CudaOptions, SessionRequest
+from cspdeploy.runtimes.tf32 import TF32_VARIABLE
 
 SHORT = LatencySettings(
     min_runs=5, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, max_warmup_seconds=0.0, lead_in_seconds=0.0, burst=1
@@ -202,16 +204,18 @@ def _on_clocked(write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("faults")
-def test_device_time_is_beside_the_hosts(write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_between_events_is_beside_the_hosts(
+    write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = _on_clocked(write, monkeypatch, runtimes=("ort-cpu", "clocked"), conv_search="exhaustive")
     cpu, gpu = report.rows
-    assert (cpu.device, cpu.device_rounds_ms, cpu.inputs) == (None, (), "")
-    assert gpu.device is not None
+    assert (cpu.events, cpu.events_rounds_ms, cpu.inputs) == (None, (), "")
+    assert gpu.events is not None
     assert gpu.timing is not None
-    assert gpu.device.ci_low_ms <= gpu.device.p50_ms <= gpu.device.ci_high_ms < gpu.timing.p50_ms
-    assert 0.4 < gpu.device.launch_share < 1
-    assert [len(found) for found in gpu.device_rounds_ms] == [len(found) for found in gpu.rounds_ms]
-    assert gpu.inputs == "rotated: 64 sets, 1 MB"
+    assert gpu.events.ci_low_ms <= gpu.events.p50_ms <= gpu.events.ci_high_ms < gpu.timing.p50_ms
+    assert 0.4 < gpu.events.wait_ms / gpu.timing.p50_ms < 1
+    assert [len(found) for found in gpu.events_rounds_ms] == [len(found) for found in gpu.rounds_ms]
+    assert gpu.inputs.startswith("rotated: 256 sets, ")
     assert gpu.settings == {"graph": "False", "search": "exhaustive"}
     assert "TF32 on, as in use" in gpu.note
     assert cpu.note == ""
@@ -227,6 +231,17 @@ def test_tf32_and_rotation_can_be_turned_off(
     report = _on_clocked(write, monkeypatch, runtimes=("clocked",), tf32=False, rotate=False)
     assert (report.rows[0].note, report.rows[0].inputs) == ("", "")
     assert report.settings["tf32"] is False
+
+
+@pytest.mark.usefixtures("faults")
+def test_tf32_that_the_environment_forbids_is_not_said_to_be_on(
+    write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TF32_VARIABLE, "0")
+    report = _on_clocked(write, monkeypatch, runtimes=("clocked",))
+    assert report.rows[0].settings[TF32_VARIABLE] == "0"
+    assert f"TF32 off by {TF32_VARIABLE}=0" in report.rows[0].note
+    assert "TF32 on" not in report.rows[0].note
 
 
 @pytest.mark.usefixtures("faults")
@@ -272,9 +287,11 @@ def test_variants_of_each_runtime_are_asked_of_it(tiny_bundle: Path) -> None:
 def test_compiling_has_longer_than_a_hang() -> None:
     compiled = SessionRequest(path=Path("net"), cuda=CudaOptions(compile="max-autotune"))
     eager = all_runtimes()["torch-cpu"]
-    assert bench_group._time_limit_s(eager, compiled, 60.0) == bench_group.COMPILE_LIMIT_S > 60.0
-    assert bench_group._time_limit_s(eager, SessionRequest(path=Path("net")), 60.0) == 60.0
-    assert bench_group._time_limit_s(eager, compiled, 5000.0) == 5000.0
+    plain = SessionRequest(path=Path("net"))
+    assert time_limit_of(eager, compiled, 60.0) == COMPILE_LIMIT_S > 60.0
+    assert time_limit_of(eager, plain, 60.0) == 60.0
+    assert time_limit_of(eager, compiled, 5000.0) == 5000.0
+    assert time_limit_of(all_runtimes()["ort-tensorrt"], plain, 60.0) == COMPILE_LIMIT_S
 
 
 def test_gpu_that_was_asked_for_is_never_a_cpu(write: Callable[[str, str], Path]) -> None:

@@ -27,15 +27,19 @@ SECOND = "wd2 = DequantizeLinear<axis = 0>(w, v, c)\n y = Conv({}, wd2, b)"
 GOOD = f"{CONV}\n r = Relu(a)\n rq = QuantizeLinear(r, s, z)\n rd = DequantizeLinear(rq, s, z)\n {SECOND.format('rd')}"
 
 
-def report(folder: Path, body: str, *, target: str = "tensorrt-10", **changed: np.ndarray) -> TargetReport:
-    text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[1,4,8,8] x) => (float[1,4,N,N] y) {{ {body} }}'
+def body_model(body: str, *, opset: int = 17, **changed: np.ndarray) -> onnx.ModelProto:
+    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[1,4,8,8] x) => (float[1,4,N,N] y) {{ {body} }}'
     model = onnx.parser.parse_model(text)
     used = {name for node in model.graph.node for name in node.input}
     for name, array in (WEIGHTS | changed).items():
         if name in used:
             model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return model
+
+
+def report(folder: Path, body: str, *, target: str = "tensorrt-10", **changed: np.ndarray) -> TargetReport:
     path = folder / "graph.onnx"
-    onnx.save(model, path)
+    onnx.save(body_model(body, **changed), path)
     return lint_file(path, [find_target(target)]).targets[0]
 
 
@@ -71,6 +75,32 @@ def test_a_scale_is_constant(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "constant",
+    [
+        "k = Constant<value_float = {}>()", "k = Constant<value_floats = [{}]>()",
+        "k = Constant<value = float {{{}}}>()", "k0 = Constant<value_float = {}>()\n k = Identity(k0)",
+    ],
+)  # fmt: skip
+def test_a_scale_of_any_constant_is_read(tmp_path: Path, constant: str) -> None:
+    body = GOOD.replace(INPUT, f"{constant}\n {INPUT.replace(', s,', ', k,')}")
+    found = report(tmp_path, body.format(-0.5))
+    assert {(one.rule, one.got) for one in found.findings} == {("scale", "a scale of -0.5")}
+    assert rules(tmp_path, body.format(0.05)) == set()
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_pair_without_scale_is_a_finding(tmp_path: Path, target: str, cut: int) -> None:
+    model = body_model(GOOD)
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            del node.input[cut:]
+    onnx.save(model, tmp_path / "graph.onnx")
+    found = lint_file(tmp_path / "graph.onnx", [TARGETS[target]]).targets[0].findings
+    assert sum(one.got == "no scale" for one in found) == (6 if target.startswith("tensorrt") else 0)
+
+
 def test_weights_have_their_scales_along_output_channels(tmp_path: Path) -> None:
     found = report(tmp_path, GOOD.replace("axis = 0", "axis = 1"))
     assert {(one.rule, one.severity) for one in found.findings} == {("channel-axis", "violation")}
@@ -97,6 +127,79 @@ def test_a_weight_may_pass_through_a_pair(tmp_path: Path) -> None:
     }
 
 
+MATRIX = WEIGHTS["w"][:, :, 0, 0]
+FLOAT_MATRIX = WEIGHTS["f"][:, :, 0, 0]
+
+
+def product(weight: str, last: str) -> str:
+    return f"{INPUT}\n {weight}\n {last}"
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        "fi = Identity(f)\n wq = QuantizeLinear<axis = {0}>(fi, v, c)\n wd = DequantizeLinear<axis = {0}>(wq, v, c)",
+        "wi = Identity(w)\n wd0 = DequantizeLinear<axis = {0}>(wi, v, c)\n wd = Identity(wd0)",
+        "two = Constant<value_float = 2.0>()\n fm = Mul(f, two)\n "
+        "wq = QuantizeLinear<axis = {0}>(fm, v, c)\n wd = DequantizeLinear<axis = {0}>(wq, v, c)",
+    ],
+)
+def test_a_weight_is_known_behind_what_engines_fold(tmp_path: Path, weight: str) -> None:
+    assert rules(tmp_path, product(weight.format(0), "y = Conv(xd, wd, b)")) == set()
+    assert rules(tmp_path, product(weight.format(-4), "y = Conv(xd, wd, b)")) == set()
+    found = report(tmp_path, product(weight.format(1), "y = Conv(xd, wd, b)"))
+    assert [(one.rule, one.got) for one in found.findings] == [
+        ("channel-axis", "scales along axis 1 of the weight of Conv")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("weight", "last", "right", "changed"),
+    [
+        ("wd = DequantizeLinear<axis = {}>(m, v, c)", "y = MatMul(xd, wd)", 1, {"m": MATRIX}),
+        ("wd = DequantizeLinear<axis = {}>(m, v, c)", "y = MatMul(xd, wd)", 2, {"m": np.stack([MATRIX] * 4)}),
+        ("wd = DequantizeLinear<axis = {}>(m, v, c)", "y = MatMul(wd, xd)", 0, {"m": MATRIX}),
+        ("wd = DequantizeLinear<axis = {}>(m, v, c)", "y = Gemm(xd, wd)", 1, {"m": MATRIX}),
+        ("wd = DequantizeLinear<axis = {}>(m, v, c)", "y = Gemm<transB = 1>(xd, wd)", 0, {"m": MATRIX}),
+        ("wd0 = DequantizeLinear<axis = {}>(m, v, c)\n wd = Transpose<perm = [1, 0]>(wd0)", "y = MatMul(xd, wd)", 0,
+         {"m": MATRIX}),
+        ("wd0 = DequantizeLinear<axis = {}>(m, v, c)\n wd = Transpose(wd0)", "y = MatMul(xd, wd)", 0, {"m": MATRIX}),
+        ("mt = Transpose<perm = [1, 0]>(m)\n wq = QuantizeLinear<axis = {0}>(mt, v, c)\n "
+         "wd = DequantizeLinear<axis = {0}>(wq, v, c)", "y = Gemm(xd, wd)", 1, {"m": FLOAT_MATRIX}),
+    ],
+)  # fmt: skip
+def test_the_output_channels_of_a_matrix_product(
+    tmp_path: Path, weight: str, last: str, right: int, changed: dict[str, np.ndarray]
+) -> None:
+    rank = changed["m"].ndim
+    assert rules(tmp_path, product(weight.format(right), last), **changed) == set()
+    assert rules(tmp_path, product(weight.format(right - rank), last), **changed) == set()
+    for wrong in set(range(rank)) - {right}:
+        found = report(tmp_path, product(weight.format(wrong), last), **changed)
+        assert {one.rule for one in found.findings} == {"channel-axis"}
+        assert f"scales along axis {wrong}" in found.findings[0].got
+
+
+def test_behind_a_transpose_both_axes_are_told(tmp_path: Path) -> None:
+    weight = "wd0 = DequantizeLinear<axis = 1>(m, v, c)\n wd = Transpose(wd0)"
+    found = report(tmp_path, product(weight, "y = MatMul(xd, wd)"), m=MATRIX)
+    assert found.findings[0].got == "scales along axis 1 (axis 0 behind Transpose) of the weight of MatMul"
+
+
+def test_the_scales_of_blocks_have_no_axis_of_channels(tmp_path: Path) -> None:
+    weight = "wd = DequantizeLinear<axis = 0{}>(m, vb, cb)"
+    blocks = {"vb": np.full((2, 4), 0.01, np.float32), "cb": np.zeros((2, 4), np.int8), "m": MATRIX}
+    assert rules(tmp_path, product(weight.format(", block_size = 2"), "y = MatMul(xd, wd)"), **blocks) == set()
+    assert ("channel-axis", "violation", "DequantizeLinear") in rules(
+        tmp_path, product(weight.format(""), "y = MatMul(xd, wd)"), **blocks
+    )
+
+
+def test_the_scales_of_a_bias_lie_along_its_one_axis(tmp_path: Path) -> None:
+    weight = "wd = DequantizeLinear<axis = 1>(m, v, c)\n bd = DequantizeLinear<axis = 0>(b8, v, c)"
+    assert rules(tmp_path, product(weight, "y = Gemm(xd, wd, bd)"), m=MATRIX, b8=np.zeros(4, np.int8)) == set()
+
+
 def test_a_bias_in_int32_is_refused(tmp_path: Path) -> None:
     bias = "bd = DequantizeLinear<axis = 0>(b32, v)"
     body = f"{INPUT}\n {WEIGHT}\n {bias}\n y = Conv(xd, wd, bd)"
@@ -114,10 +217,29 @@ def test_nothing_stands_within_a_pair(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("behind", "got"),
+    [
+        ("s2", "a scale of 0.05, the DequantizeLinear behind it a scale of 0.1"),
+        ("v1", "a scale of 0.05, the DequantizeLinear behind it 2 scales"),
+    ],
+)
+def test_both_of_a_pair_have_one_scale(tmp_path: Path, behind: str, got: str) -> None:
+    body = GOOD.replace(INPUT, INPUT.replace("DequantizeLinear(xq, s,", f"DequantizeLinear(xq, {behind},"))
+    found = report(tmp_path, body, v1=np.full(2, 0.05, np.float32))
+    assert ("pair", "warning", got) in [(one.rule, one.severity, one.got) for one in found.findings]
+
+
+def test_one_scale_in_two_types_is_one(tmp_path: Path) -> None:
+    """From opset 19 on QuantizeLinear may take FP16 where the scale behind it is FP32."""
+    body = GOOD.replace(INPUT, INPUT.replace("DequantizeLinear(xq, s,", "DequantizeLinear(xq, h,"))
+    assert rules(tmp_path, body, h=np.array(0.05, np.float16)) == set()
+
+
+@pytest.mark.parametrize(
     ("body", "got"),
     [
         (f"{INPUT}\n y = Conv(xd, f, b)", "its input on a grid, its weight not"),
-        (f"{WEIGHT}\n y = Conv(x, wd, b)", "its weight on a grid, its input not"),
+        (f"{INPUT}\n {WEIGHT}\n a = Conv(x, wd, b)\n {SECOND.format('xd')}", "its weight on a grid, its input not"),
     ],
 )
 def test_a_product_has_pairs_on_both_inputs_or_on_none(tmp_path: Path, body: str, got: str) -> None:
@@ -125,6 +247,24 @@ def test_a_product_has_pairs_on_both_inputs_or_on_none(tmp_path: Path, body: str
     assert [(one.rule, one.severity, one.operator, one.got) for one in found.findings] == [
         ("half-quantised", "warning", "Conv", got)
     ]
+
+
+@pytest.mark.parametrize(
+    "weight", [WEIGHT, "wq = QuantizeLinear<axis = 0>(f, v, c)\n wd = DequantizeLinear<axis = 0>(wq, v, c)"]
+)
+def test_a_file_with_weights_alone_on_grids_computes_in_float_on_purpose(tmp_path: Path, weight: str) -> None:
+    assert rules(tmp_path, f"{weight}\n y = Conv(x, wd, b)") == set()
+
+
+def test_weights_of_4_bits_are_on_grids_to_be_small(tmp_path: Path) -> None:
+    """Beside a product in INT8 too. int4 came with opset 21."""
+    body = f"{CONV}\n md = DequantizeLinear<axis = 1>(m, v)\n y = MatMul(a, md)"
+    for kind, expected in ((onnx.TensorProto.INT4, False), (onnx.TensorProto.INT8, True)):
+        model = body_model(body, opset=21)
+        model.graph.initializer.append(onnx.helper.make_tensor("m", kind, (4, 4), [1, -2, 3, -4] * 4))
+        onnx.save(model, tmp_path / "graph.onnx")
+        found = lint_file(tmp_path / "graph.onnx", [TARGETS["tensorrt-10"]]).targets[0].findings
+        assert ("half-quantised" in {one.rule for one in found}) == expected
 
 
 @pytest.mark.parametrize("activation", ["Relu", "LeakyRelu", "Sigmoid", "HardSwish"])
@@ -194,6 +334,24 @@ def test_what_moves_values_keeps_their_grid(tmp_path: Path, mover: str) -> None:
 def test_an_output_is_not_rounded(tmp_path: Path) -> None:
     body = f"{CONV}\n aq = QuantizeLinear(a, s, z)\n y = DequantizeLinear(aq, s, z)"
     assert rules(tmp_path, body) == {("output", "warning", "DequantizeLinear")}
+
+
+@pytest.mark.parametrize("mover", ["Flatten(d)", "Transpose<perm = [0, 2, 3, 1]>(d)", "Concat<axis = 1>(d, d)"])
+def test_an_output_is_not_rounded_before_it_is_laid_out_either(tmp_path: Path, mover: str) -> None:
+    body = f"{CONV}\n aq = QuantizeLinear(a, s, z)\n d = DequantizeLinear(aq, s, z)\n y = {mover}"
+    assert rules(tmp_path, body) == {("output", "warning", "DequantizeLinear")}
+    assert rules(tmp_path, f"{CONV}\n y = {mover.replace('d)', 'a)').replace('(d,', '(a,')}") == set()
+
+
+def test_many_nested_concats_are_looked_at_once_each(tmp_path: Path) -> None:
+    """A dense block nests 48. Each way through them would be 2 to the power of their number."""
+    joins = "\n ".join(f"j{i + 1} = Concat<axis = 2>(j{i}, xd)" for i in range(60))
+    body = f"{INPUT}\n j0 = Identity(xd)\n {joins}\n {WEIGHT}\n y = Conv(j60, wd, b)"
+    assert rules(tmp_path, body) == set()
+    other = INPUT.replace("xq", "xq2").replace("xd", "xd2").replace("s, z", "s2, z")
+    found = report(tmp_path, body.replace("Concat<axis = 2>(j0, xd)", "Concat<axis = 2>(j0, xd2)").replace(
+        INPUT, f"{INPUT}\n {other}"))  # fmt: skip
+    assert [(one.rule, one.got) for one in found.findings] == [("concat", "2 scales")]
 
 
 def test_on_cuda_pairs_are_computed_around_a_float_convolution(tmp_path: Path) -> None:

@@ -249,6 +249,21 @@ def test_tensorrt_is_asked_for_and_cuda_is_elsewhere(tensorrt: Runtime, shapes_f
     assert "2 of 6 nodes run elsewhere" in strict_problem(tensorrt, placed)
 
 
+def test_tensorrt_alone_copies_nothing_and_elsewhere_is_not_counted(tensorrt: Runtime) -> None:
+    """Its graph cannot be written, so that the engine's copies are not told."""
+    own = PlacedNode(provider=TENSORRT, node="TRTKernel_0", operator="TRTKernel")
+    alone = find_placement(tensorrt, counts={TENSORRT: 1}, nodes=(own,), num_copies=None)
+    assert (alone.num_copies, strict_problem(tensorrt, alone)) == (0, "")
+    mixed = find_placement(tensorrt, counts={TENSORRT: 1, CUDA: 1}, nodes=(own, CONV), num_copies=None)
+    assert mixed.num_copies is None
+    problem = strict_problem(tensorrt, mixed)
+    assert "1 of 2 nodes run elsewhere" in problem
+    assert "how often it copies for them is not known: ONNX Runtime writes no graph of TensorRT's engines" in problem
+    assert "1.23" not in problem
+    silent = find_placement(tensorrt, counts={}, nodes=(), num_copies=None)
+    assert "does not tell where its nodes run" in strict_problem(tensorrt, silent)
+
+
 def test_reasons_are_in_the_row(tiny_bundle: Path, cuda_like: Any, ladder: Any) -> None:
     cuda_like(CONV, NMS)
     row = ladder.row(ladder.verify(tiny_bundle, "ort-cuda"), "onnx", "ort-cuda")

@@ -89,8 +89,8 @@ def test_less_than_half_busy_is_launch_bound(busy_ms: float, bound: str) -> None
     assert add_kernels(_plain(), [_node("k", "k", busy_ms)], busy_ms=busy_ms, run_ms=2.0).bound == bound
 
 
-def test_kernels_that_overlap_are_busy_once() -> None:
-    """On two streams their sum may be more than the run."""
+def test_gpu_is_never_busy_for_longer_than_the_run() -> None:
+    """Kernels and wall time are of different runs."""
     assert add_kernels(_plain(), [_node("k", "k", 3.0)], busy_ms=3.0, run_ms=2.0).busy_share == 1.0
 
 

@@ -14,7 +14,8 @@ from onnx import numpy_helper
 
 from cspdeploy.check.ladder import compare_with, verify_bundles
 from cspdeploy.check.latency import LatencySettings
-from cspdeploy.check.regression import SIZE_BUDGET, compare_bundles
+from cspdeploy.check.regression import compare_bundles
+from cspdeploy.check.regression_rows import SIZE_BUDGET
 from cspdeploy.check.settings import VerifySettings
 from cspdeploy.check.subject import ONNX_FAMILY, ORIGINAL
 from cspdeploy.core.bundle import file_record, read_manifest, write_manifest

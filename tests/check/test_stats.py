@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cspdeploy.check import stats
 from cspdeploy.check.stats import (
     compare_rounds,
-    device_time,
+    event_time,
     median_interval,
     percentile,
     spread,
@@ -199,22 +199,22 @@ def test_interval_of_many_samples_needs_little_memory(monkeypatch: pytest.Monkey
     assert median_interval(rounds) == interval
 
 
-def test_device_time_and_what_the_host_adds() -> None:
+def test_time_between_events_and_what_the_host_adds() -> None:
     host, device = [[10.0, 12.0, 11.0], [10.0, 11.0, 12.0]], [[4.0, 4.5, 5.0], [4.5, 4.0, 5.0]]
-    found = device_time(host, device)
+    found = event_time(host, device)
     assert found is not None
     assert (found.p50_ms, found.ci_low_ms, found.ci_high_ms) == (4.5, 4.5, 4.5)
-    assert found.launch_share == pytest.approx(1 - 4.5 / 11)
+    assert found.wait_ms == pytest.approx(11 - 4.5)
 
 
-def test_device_time_is_never_more_than_the_hosts() -> None:
+def test_time_between_events_is_never_more_than_the_hosts() -> None:
     """Events are read with half a microsecond of their own."""
-    found = device_time([[1.0, 1.0]], [[1.0001, 1.0001]])
+    found = event_time([[1.0, 1.0]], [[1.0001, 1.0001]])
     assert found is not None
-    assert found.launch_share == 0.0
+    assert found.wait_ms == 0.0
 
 
 @pytest.mark.parametrize("device", [[], [[1.0]], [[1.0, 1.0], [1.0]]])
-def test_device_time_of_other_runs_is_none(device: list[list[float]]) -> None:
-    assert device_time([[2.0, 2.0]], device) is None
-    assert device_time([], []) is None
+def test_time_between_events_of_other_runs_is_none(device: list[list[float]]) -> None:
+    assert event_time([[2.0, 2.0]], device) is None
+    assert event_time([], []) is None

@@ -82,8 +82,8 @@ def test_batch_that_does_not_fit_is_a_cell_and_the_others_are_measured(request_:
     assert [cell.batch for cell in cells] == [1, 32, 8]
     one, full, eight = cells
     assert full.reason == "out of GPU memory (2.00 GiB asked for, 1.10 GiB free) (fix: --batch 4)"
-    assert (full.p50_ms, full.device_p50_ms) == (None, None)
+    assert (full.p50_ms, full.events_p50_ms) == (None, None)
     for cell in (one, eight):
         assert cell.p50_ms is not None
-        assert cell.device_p50_ms is not None
-        assert cell.device_p50_ms < cell.p50_ms
+        assert cell.events_p50_ms is not None
+        assert cell.events_p50_ms < cell.p50_ms

@@ -24,7 +24,10 @@ REQUEST = SessionRequest(
 @pytest.mark.parametrize(
     ("runtime", "names"),
     [
-        ("torch-cuda", ["", "channels-last", "fp16", "fp16 channels-last", "compile fp16 channels-last"]),
+        (
+            "torch-cuda",
+            ["", "channels-last", "fp16", "fp16 channels-last", "compile fp16", "compile fp16 channels-last"],
+        ),
         ("ort-cuda", ["", "cuda-graph", "nhwc", "nhwc cuda-graph"]),
         ("ort-tensorrt", ["", "cuda-graph"]),
         ("torch-cpu", ["", "channels-last", "compile"]),
@@ -39,9 +42,10 @@ def test_every_runtime_has_the_plain_variant_first(runtime: str, names: list[str
 
 def test_a_variant_sets_what_it_is_named_for_and_nothing_else() -> None:
     found = {one.name: one.apply(REQUEST) for one in variants_of("torch-cuda")}
-    made = found["compile fp16 channels-last"]
-    assert (made.cuda.half, made.cuda.channels_last, made.cuda.compile) == (True, True, "max-autotune")
-    assert (made.cuda.device, made.cuda.conv_search, made.tf32, made.num_threads) == (2, "exhaustive", True, 3)
+    for layout in ("", " channels-last"):
+        made = found[f"compile fp16{layout}"]
+        assert (made.cuda.half, made.cuda.channels_last, made.cuda.compile) == (True, bool(layout), "max-autotune")
+        assert (made.cuda.device, made.cuda.conv_search, made.tf32, made.num_threads) == (2, "exhaustive", True, 3)
     assert not found["channels-last"].cuda.half
     graph = {one.name: one.apply(REQUEST) for one in variants_of("ort-cuda")}["nhwc cuda-graph"]
     assert graph == dataclasses.replace(

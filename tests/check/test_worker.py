@@ -313,9 +313,16 @@ def test_rotated_inputs_are_really_other_ones(model: Path) -> None:
         still.burst(min_runs=70, min_seconds=0.0, max_runs=70, lead_in_seconds=0.0)
         assert worker.run({"x": IMAGE})["num_seen"].tolist() == [1]
         turning = worker.bind({"x": IMAGE}, name="turning", rotate=True)
-        turning.burst(min_runs=70, min_seconds=0.0, max_runs=70, lead_in_seconds=0.0)
-        assert worker.run({"x": IMAGE})["num_seen"].tolist() == [64]
-    assert (still.inputs, turning.inputs) == ("", "rotated: 64 sets, 3 MB")
+        turning.burst(min_runs=260, min_seconds=0.0, max_runs=260, lead_in_seconds=0.0)
+        assert worker.run({"x": IMAGE})["num_seen"].tolist() == [256]
+    assert (still.inputs, turning.inputs) == ("", "rotated: 256 sets, 13 MB")
+
+
+@pytest.mark.usefixtures("faults")
+def test_inputs_of_a_captured_run_are_copied_in_and_that_is_said(model: Path) -> None:
+    with Worker("clocked", SessionRequest(path=model, cuda_graph=True), time_limit_s=TIME_LIMIT_S) as worker:
+        call = worker.bind({"x": IMAGE}, rotate=True)
+    assert call.inputs == "rotated: 256 sets, 13 MB, copied in before each run"
 
 
 def test_copies_are_not_rotated(double: Worker) -> None:

@@ -143,3 +143,24 @@ def test_import_loads_little() -> None:
         "cspdeploy.core.detection.postprocess", "cspdeploy.edge.detecting", "cspdeploy.edge.segmenting",
     }  # fmt: skip
     assert late.isdisjoint(loaded)
+
+
+OPEN = """
+from cspdeploy.core.errors import RuntimeUnavailableError
+from cspdeploy.edge import Predictor
+try:
+    Predictor.open(sys.argv[1], runtime=sys.argv[2]).close()
+except RuntimeUnavailableError:  # no GPU here
+    pass
+print(" ".join(name for name in sys.modules if name.startswith("cspdeploy.runtimes.")))
+"""
+
+
+def test_a_device_without_gpu_loads_nothing_of_one(tiny_bundle: Path) -> None:
+    found = {}
+    for runtime in ("ort-cpu", "ort-cuda"):
+        done = _device(OPEN, str(tiny_bundle), runtime, blocked=NOT_THERE)
+        assert done.returncode == 0, done.stderr
+        found[runtime] = {name.removeprefix("cspdeploy.runtimes.") for name in done.stdout.split()}
+    assert found["ort-cpu"] <= {"base", "ort", "ort_open", "ort_placement", "ort_versions"}
+    assert "ort_cuda" in found["ort-cuda"], "what is looked for would be seen"

@@ -23,7 +23,7 @@ from cspdeploy.edge.opening import find_card
 from cspdeploy.edge.selftest import SelftestRequest, run_selftest
 from cspdeploy.edge.selftest_checks import measure_median
 from cspdeploy.edge.selftest_report import CheckRow, SelftestReport, render_selftest
-from cspdeploy.runtimes import ort
+from cspdeploy.runtimes import ort_placement
 
 MakeBundle = Callable[..., Path]
 QUICK = SelftestRequest(latency=False)
@@ -264,7 +264,7 @@ def test_provider_that_did_not_take_most_of_the_work(
         here = ["CUDAExecutionProvider"] * num_elsewhere + ["CPUExecutionProvider"] * (9 - num_elsewhere)
         return tuple(PlacedNode(provider=name, node=str(i), operator="Conv") for i, name in enumerate(here))
 
-    monkeypatch.setattr(ort, "_read_assignment", assigned)
+    monkeypatch.setattr(ort_placement, "read_assignment", assigned)
     row = _row(run_selftest(tiny_bundle, SelftestRequest(artifacts=("onnx",), latency=False)), "provider", "onnx")
     assert row.verdict == ("pass" if num_elsewhere == 4 else "fail")
     assert row.reason.startswith(f"{num_elsewhere} of 9 nodes elsewhere")
@@ -273,14 +273,14 @@ def test_provider_that_did_not_take_most_of_the_work(
 def test_engine_that_does_not_tell_where_its_nodes_are(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(ort, "_read_assignment", lambda _: ())
+    monkeypatch.setattr(ort_placement, "read_assignment", lambda _: ())
     row = _row(run_selftest(tiny_bundle, SelftestRequest(artifacts=("onnx",), latency=False)), "provider", "onnx")
     assert (row.verdict, row.reason) == ("skip", "the engine does not tell where its nodes are")
 
 
 def test_nodes_elsewhere_are_told_in_part(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = tuple(PlacedNode(provider="CUDAExecutionProvider", node=str(i), operator="Conv") for i in range(500))
-    monkeypatch.setattr(ort, "_read_assignment", lambda _: nodes)
+    monkeypatch.setattr(ort_placement, "read_assignment", lambda _: nodes)
     row = _row(run_selftest(tiny_bundle, SelftestRequest(artifacts=("onnx",), latency=False)), "provider", "onnx")
     assert len(row.nodes_elsewhere) == 20
     assert "500 of 500" in row.reason

@@ -146,18 +146,18 @@ def test_each_regime_and_batch_is_a_row_set_alike_on_both_sides(
     assert here.most_open == 2  # the two of one row
 
 
+@pytest.mark.parametrize("refusal", [EngineError, RuntimeUnavailableError])
 def test_all_stands_for_every_variant(
     compare: Callable[..., CompareReport], tiny_bundle: Path, bundle: Path, here: type[WorkerHere],
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, refusal: type[Exception],
 ) -> None:  # fmt: skip
-    """Without the minute that compiling takes: it is refused here, as where there is no compiler."""
+    """Without the minute that compiling takes: it is refused here, as where there is no compiler, which costs its row
+    alone though the runtime was asked for by name."""
     opened = here.wait_opened
 
     def refuse(self: WorkerHere) -> Any:
         if self._request.cuda.compile:
-            raise EngineError(
-                "InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx: g++"
-            )
+            raise refusal("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx: g++")
         return opened(self)
 
     monkeypatch.setattr(here, "wait_opened", refuse)

@@ -114,7 +114,9 @@ def test_claims_on_times_can_be_timed_together() -> None:
     }
     assert {claim.regime for claim in times} - {""} <= names
     assert all(claim.tolerance == 0.5 for claim in times)  # half of the last digit that is published
-    assert all(claim.regime and claim.device == "cuda" for claim in times if claim.source == TIMM)
+    published = [claim for claim in times if claim.source == TIMM]
+    assert all(claim.regime and claim.device == "cuda" and claim.least_batch == 32 for claim in published)
+    assert all("published at batch 1024 under autocast; here weights in FP16" in claim.remark for claim in published)
 
 
 def test_command_that_measures_on_a_gpu_is_one_that_there_is() -> None:
@@ -260,7 +262,8 @@ def _row(
         ([_row(0.79, "faster"), _row(0.8, "faster", batch=8, arm=0.1)], "undecided", -20.0),
         ([_row(0.95, "faster", arm=0.02), _row(0.8, "faster", batch=8, arm=0.1)], "does not hold", -5.0),
         ([_row(1.2, "slower"), _row(0.5, "faster", batch=8)], "does not hold", 20.0),
-        ([_row(None, "not-measured", reason="out of memory"), _row(0.79, "faster")], "holds", -21.0),
+        ([_row(None, "not-measured", reason="out of memory"), _row(0.79, "faster")], "undecided", -21.0),
+        ([_row(None, "not-measured"), _row(0.95, "faster")], "does not hold", -5.0),
         ([_row(None, "not-measured")], "not measurable here", None),
         ([], "not measurable here", None),
     ],
@@ -277,6 +280,8 @@ def test_time_must_hold_wherever_it_was_measured(rows: list[LatencyRow], verdict
         if row.ratio:
             assert f"torch-cuda eager, batch {row.batch}: {100 * (row.ratio - 1):+.1f} %" in result.detail
             assert "256 px" in result.detail
+        else:
+            assert "; not measured in torch-cuda eager, batch 1" in result.detail
     assert len(result.regimes) == len(rows)
     means = [f"{sum(one.change or 0 for one in result.regimes) / len(rows):+.1f}" for _ in rows[1:]]
     assert not any(f"batch: {mean}" in result.detail for mean in means)
@@ -328,9 +333,24 @@ def test_published_regime_alone_decides_and_the_others_are_shown() -> None:
     assert (result.verdict, result.measured) == ("holds", pytest.approx(-22.0))
     assert [(one.verdict, one.claimed) for one in result.regimes] == [("does not hold", False), ("holds", True)]
     assert "torch-cuda eager, batch 1" not in result.detail
+    lost = judge_time(claim, (own, _row(None, "not-measured", reason="out of memory")))
+    assert (lost.verdict, "not measured in" in lost.detail) == ("holds", False)  # it is of another regime
     unmeasured = judge_time(claim, (other,))
     assert (unmeasured.verdict, unmeasured.measured) == ("not measurable here", None)
     assert unmeasured.detail == f"published of torch-cuda eager fp16, which was not timed: {GPU_COMMAND}"
+
+
+def test_a_claim_of_a_large_batch_is_not_refuted_by_one_image() -> None:
+    """At batch 1 both networks wait for launches, of which the partial one has more."""
+    claim = dataclasses.replace(TIME, regime="torch-cuda eager fp16", least_batch=32)
+    one, many = (_row(1.2, "slower", variant="fp16"), _row(0.78, "faster", variant="fp16", batch=32))
+    result = judge_time(claim, (one, many))
+    assert (result.verdict, result.regime) == ("holds", "torch-cuda eager fp16, batch 32")
+    assert [(row.verdict, row.claimed) for row in result.regimes] == [("does not hold", False), ("holds", True)]
+    assert judge_time(dataclasses.replace(claim, least_batch=1), (one, many)).verdict == "does not hold"
+    alone = judge_time(claim, (one,))
+    assert alone.verdict == "not measurable here"
+    assert alone.detail.startswith("published of torch-cuda eager fp16, which was not timed at a batch of 32 or more: ")
 
 
 def test_device_clock_is_shown_and_the_host_decides() -> None:

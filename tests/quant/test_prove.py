@@ -7,12 +7,16 @@ from pathlib import Path
 import onnx
 import pytest
 
+from cspdeploy.core.onnx_graph import read_onnx
 from cspdeploy.quant.place import lay_out
 from cspdeploy.quant.placements import Placement
 from cspdeploy.quant.prepare import prepare_float
-from cspdeploy.quant.prove import PlacementProof, prove_placement
+from cspdeploy.quant.prove import PlacementProof, float_products, prove_placement
 from cspdeploy.quant.torch_graph import TorchGraph
 from cspdeploy.quant.write import write_qdq
+from cspdeploy.runtimes import require_runtime
+from cspdeploy.runtimes.base import SessionRequest
+from cspdeploy.runtimes.ort_graph import write_optimised
 from tests.quant.placed_graphs import ROWS, chain, images, plan_by_extremes
 
 ORT = ROWS["ort-cpu"]
@@ -81,3 +85,16 @@ def test_another_machines_placement_is_not_proven_here(tmp_path: Path, monkeypat
     assert "x86_64" in proof_of(tmp_path, ROWS["arm64"]).unproven
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert "aarch64" in proof_of(tmp_path, ORT).unproven
+
+
+@pytest.mark.parametrize(("left_out", "floats"), [("", ()), ("c2", ("node2",))])
+def test_the_engines_record_is_read_by_name(tmp_path: Path, left_out: str, floats: tuple[str, ...]) -> None:
+    """Of a graph in which some products are integer ones: the others are named, not passed over."""
+    proof_of(tmp_path, ORT, left_out=left_out)
+    optimised = tmp_path / "optimised.onnx"
+    write_optimised(tmp_path / "net.int8.onnx", optimised)
+    nodes = require_runtime("ort-cpu").open(SessionRequest(path=optimised)).nodes
+    products = [node for node in read_onnx(tmp_path / "net.int8.onnx").graph.nodes if node.operator == "Conv"]
+    assert float_products(products, nodes) == floats
+    renamed = tuple(dataclasses.replace(node, node=f"{node.node}/fused") for node in nodes)
+    assert float_products(products, renamed) is None

@@ -9,7 +9,7 @@ from cspdeploy.check.bench import BenchReport, BenchRow
 from cspdeploy.check.gpu_record import GpuRecord
 from cspdeploy.check.profile import KernelTime, NodeTime, OperatorTime, Profile
 from cspdeploy.check.roofline import Peak, Roofline
-from cspdeploy.check.stats import DeviceTime
+from cspdeploy.check.stats import EventTime
 from cspdeploy.check.sweep import Copies, SweepCell
 from cspdeploy.core.types import ColdStart, MemoryUse, Timing
 from cspdeploy.report.bench import render_bench
@@ -116,27 +116,30 @@ ON_GPU = dataclasses.replace(
     ROW, runtime="ort-cuda", variant="cuda-graph", inputs="rotated: 64 sets, 50 MB",
     settings={"use_tf32": "1", "enable_cuda_graph": "1"},
     timing=dataclasses.replace(FIRST, p50_ms=0.25, ci_low_ms=0.24, ci_high_ms=0.26),
-    device=DeviceTime(p50_ms=0.2, ci_low_ms=0.19, ci_high_ms=0.21, launch_share=0.2),
+    events=EventTime(p50_ms=0.2, ci_low_ms=0.19, ci_high_ms=0.21, wait_ms=0.05),
 )  # fmt: skip
 
 
-def test_device_has_columns_only_where_some_row_has_one() -> None:
-    assert "device" not in _text(REPORT)
+def test_events_have_columns_only_where_some_row_has_them() -> None:
+    assert not any(name in _text(REPORT) for name in ("between events", "host's wait"))
     text = _text(dataclasses.replace(REPORT, rows=(ROW, ON_GPU)), width=180)
     assert "host p50 ms" in text
-    assert "device p50" in text
+    assert "between events" in text
+    assert "host's wait" in text
+    assert "launch" not in text  # which is between the events: said by the profile of kernels alone
     on_gpu = next(line for line in text.splitlines() if "ort-cuda [cuda-graph]" in line)
-    for value in ("0.250", "0.240 to 0.260", "0.200", "20 %"):
+    for value in ("0.250", "0.240 to 0.260", "0.200", "0.050"):
         assert value in on_gpu
 
 
 def test_row_without_a_device_leaves_its_cells_empty() -> None:
-    broken = dataclasses.replace(ON_GPU, verdict="error", reason="out of GPU memory", timing=None, device=None)
+    broken = dataclasses.replace(ON_GPU, verdict="error", reason="out of GPU memory", timing=None, events=None)
     text = _text(dataclasses.replace(REPORT, rows=(ROW, ON_GPU, broken)), width=180)
     assert "onnx on ort-cuda [cuda-graph]: error: out of GPU memory" in text
     first = _line(text, "onnx  ")
     assert "10.000" in first
-    assert " % " not in first  # nothing is launched on a CPU
+    assert "0.200" not in first
+    assert "0.050" not in first
 
 
 def test_how_a_session_was_set_is_one_line_for_all_its_rows() -> None:
@@ -192,7 +195,7 @@ def test_peaks_name_their_arithmetic() -> None:
 
 def test_sweep_holds_the_device_beside_the_host() -> None:
     cell = SweepCell(subject="s", artifact="onnx", runtime="ort-cuda", variant="nhwc", batch=8, num_threads=0,
-                     p50_ms=2.0, images_per_s=4000.0, device_p50_ms=1.75)  # fmt: skip
+                     p50_ms=2.0, images_per_s=4000.0, events_p50_ms=1.75)  # fmt: skip
     text = _text(dataclasses.replace(REPORT, sweep=(cell,)))
     assert "onnx on ort-cuda [nhwc]: images/s" in text
-    assert "4000 (2.00, device 1.750)" in text
+    assert "4000 (2.00, between events 1.750)" in text

@@ -113,7 +113,7 @@ def test_variant_stands_in_its_row_and_its_note_below() -> None:
     )  # fmt: skip
     text = _text(render_comparison(_report(latency=(TIMED, graph))))
     assert "10.00 ms 12.35 ms" in _line(text, "ort-cuda onnx-fp16 cuda-graph, batch 8")
-    assert _line(text, "  by the GPU's clock") == "by the GPU's clock 1.00 ms 0.90 ms 0.900 (0.880 to 0.920)"
+    assert _line(text, "  between events") == "between events 1.00 ms 0.90 ms 0.900 (0.880 to 0.920)"
     assert _line(text, "cuda-graph: ") == "cuda-graph: captured [once]"
     assert _line(text, "inputs rotated") == "inputs rotated: 64 sets, 50 MB"
     assert "TF32 on" in _line(text, "ort-cuda: ")

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from cspdeploy.core.types import Limit, ParityRow, Repeats, VerifyReport
 from cspdeploy.report.explain import render_explain
+from cspdeploy.report.sessions import tf32_words
 
 LIMIT = Limit(
     output="logits", rel_l2=6.7e-3, why="4 x 8192 x the noise floor 2.1e-07",
@@ -61,7 +62,7 @@ def test_int8_and_accuracy_have_their_rules() -> None:
 
 def test_sessions_say_how_they_were_set_and_what_they_gave_again() -> None:
     text = _text(
-        _row("onnx", "ort-cuda", settings={"tf32": "off", "tf32 (timed)": "on"}, tf32_rel_l2=3e-4, device_p50_ms=0.61,
+        _row("onnx", "ort-cuda", settings={"tf32": "off", "tf32 (timed)": "on"}, tf32_rel_l2=3e-4, events_p50_ms=0.61,
              repeats=Repeats(num_runs=10, num_different=9, max_rel_l2=1.2e-7)),
         _row("onnx-fp16", "ort-cuda", rel_l2=1e-3, rounding_rel_l2=2e-4,
              repeats=Repeats(num_runs=10, num_different=9, max_rel_l2=float("inf"), first_bad_run=2)),
@@ -71,7 +72,7 @@ def test_sessions_say_how_they_were_set_and_what_they_gave_again() -> None:
     assert "onnx on ort-cuda: set: tf32 off, tf32 (timed) on" in text
     assert "9 of 10 runs of one input differ in their bits from the first, by a relative L2 of 1.2e-07 at most" in text
     assert "onnx on ort-cuda: timed with TF32 on, where its relative L2 is 3.0e-04; judged with TF32 off" in text
-    assert "onnx on ort-cuda: median by the device's own clock 0.61 ms" in text
+    assert "onnx on ort-cuda: median between events on the GPU's stream 0.61 ms" in text
     assert "9 of 10 runs of one input differ in their bits from the first, run 2 in numbers that are none" in text
     assert "onnx-fp16 on ort-cuda: relative L2 2.0e-04 from the same file" in text
     assert "onnx on ort-cpu: 10 runs of one input give the same bits" in text
@@ -80,3 +81,9 @@ def test_sessions_say_how_they_were_set_and_what_they_gave_again() -> None:
 
 def test_nothing_to_explain() -> None:
     assert _text(_row("preprocess", "shared")).strip() == ""
+
+
+def test_tf32_that_the_environment_forbids_is_not_said_to_be_on() -> None:
+    row = _row("onnx", "ort-cuda", settings={"NVIDIA_TF32_OVERRIDE": "0"}, tf32_rel_l2=3e-7)
+    words = "TF32 off by NVIDIA_TF32_OVERRIDE=0 of the environment, whatever was asked for"
+    assert tf32_words(row) == f"{words}: timed with a relative L2 of 3.0e-07"

@@ -81,13 +81,13 @@ def test_what_is_known_of_a_session_is_in_its_case(report: VerifyReport) -> None
     repeats = Repeats(num_runs=10, num_different=3, max_rel_l2=1.5e-7)
     known: dict[str, Any] = {
         "repeats": repeats, "settings": {"tf32": "off"}, "rounding_rel_l2": 2e-4, "tf32_rel_l2": 3e-4,
-        "device_p50_ms": 0.25,
+        "events_p50_ms": 0.25,
     }  # fmt: skip
     row = dataclasses.replace(next(row for row in report.rows if row.rel_l2 == 1.25e-7), **known)
     root = ET.fromstring(junit_xml(dataclasses.replace(report, rows=(row,))))  # noqa: S314
     found = _properties(_cases(root)["onnx on ort-cpu"])
     assert (found["repeats"], found["repeats_different"], found["repeats_max_rel_l2"]) == ("10", "3", "1.5e-07")
-    assert (found["settings"], found["device_p50_ms"]) == ("tf32 off", "0.25")
+    assert (found["settings"], found["events_p50_ms"]) == ("tf32 off", "0.25")
     assert (found["rounding_rel_l2"], found["tf32_rel_l2"]) == ("0.0002", "0.0003")
 
 

@@ -237,17 +237,17 @@ def test_tf32_drift_is_told() -> None:
 def test_what_a_gpu_gives_has_columns_of_its_own_where_it_is_there() -> None:
     row = _row(
         "onnx-fp16", "ort-cuda", rel_l2=1.1e-3, limit=1e-2, rounding_rel_l2=4.2e-4, tf32_rel_l2=1.2e-3,
-        device_p50_ms=0.613, timing=_timing(0.75),
+        events_p50_ms=0.613, timing=_timing(0.75),
     )  # fmt: skip
     text = _text(render_verify(_report(row)), width=160)
-    _assert_whole(text, "with TF32", "FP16 drift", "device ms", "1.2e-03", "4.2e-04", "0.61")
+    _assert_whole(text, "with TF32", "FP16 drift", "events ms", "1.2e-03", "4.2e-04", "0.61")
     _assert_whole(
         " ".join(text.split()),
         "onnx-fp16 on ort-cuda: relative L2 4.2e-04 from the same file with every node's result rounded to FP16, "
         "1.1e-03 from the original",
     )
     text = _text(render_verify(_report(GOOD)), width=160)
-    assert not any(name in text for name in ("TF32", "FP16 drift", "device ms"))
+    assert not any(name in text for name in ("TF32", "FP16 drift", "events ms"))
 
 
 def test_next_step_stands_last_after_a_failure() -> None:

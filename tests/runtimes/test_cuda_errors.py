@@ -5,7 +5,7 @@ import torch
 
 from cspdeploy.core.errors import DeviceMemoryError, InputError, RuntimeUnavailableError
 from cspdeploy.runtimes import cuda_errors
-from cspdeploy.runtimes.cuda_errors import cuda_version, error_of, told
+from cspdeploy.runtimes.cuda_errors import cuda_version, error_of, error_of_run, told
 
 ARENA = (
     "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv node. "
@@ -149,6 +149,41 @@ def test_numbers_of_the_driver(code: int, name: str, kind: type[Exception]) -> N
     found = error_of(code, doing="asking", device=5)
     assert isinstance(found, kind)
     assert name in found.message or "no GPU 5" in found.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: an illegal memory access was encountered", "CUDA failure 719: unspecified launch failure ; GPU=0",
+        "CUDA failure 901: operation failed due to a previous error during capture ; GPU=0",
+        "CUDA error: unknown error",
+        "CUDA error: no kernel image is available for execution on the device", "shape mismatch",
+    ],
+)  # fmt: skip
+def test_fault_in_a_run_is_the_engines_own_error(text: str) -> None:
+    error = RuntimeError(text)
+    assert error_of_run(error, doing="running net.onnx") is error
+
+
+@pytest.mark.parametrize("code", [700, 719, 209, 4711])
+def test_fault_that_the_driver_tells_of_in_a_run_is_no_missing_engine(code: int) -> None:
+    error = error_of(code, doing="waiting for the GPU")
+    assert isinstance(error, RuntimeUnavailableError)
+    found = error_of_run(error, doing="running net.onnx")
+    assert type(found) is RuntimeError
+    assert str(found).startswith("waiting for the GPU: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [(TORCH, DeviceMemoryError), ("CUDA error: invalid device ordinal", InputError), (OLD, RuntimeUnavailableError),
+     ("CUDA error: no CUDA-capable device is detected", RuntimeUnavailableError),
+     ("CUDA failure 46: all CUDA-capable devices are busy or unavailable ; GPU=0", RuntimeUnavailableError)],
+)  # fmt: skip
+def test_device_that_went_away_in_a_run_is_told(text: str, kind: type[Exception]) -> None:
+    assert isinstance(error_of_run(RuntimeError(text), doing="running net.onnx"), kind)
+    memory = DeviceMemoryError("out of GPU memory")
+    assert error_of_run(memory, doing="running net.onnx") is memory
 
 
 def test_versions_in_words() -> None:

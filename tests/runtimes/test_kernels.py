@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
-from cspdeploy.runtimes.kernels import busy_ms, merge_kernels, profile_kernels
+from cspdeploy.runtimes.kernels import busy_us, merge_kernels, profile_kernels
 
 CONV = "void cudnn::ops::nchwToNhwcKernel<float, float, float, false, true>(cudnn::ops::nchw2nhwc_params_t<float>)"
 EVENTS = [
@@ -22,7 +22,19 @@ def test_kernels_of_one_run() -> None:
     assert [node.ms for node in nodes] == pytest.approx([0.05, 0.04, 0.002])
     assert {node.provider for node in nodes} == {"cuda"}
     assert nodes[1].node == CONV
-    assert busy_ms(nodes) == pytest.approx(0.092)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "busy"),
+    [
+        ([], 0.0),
+        ([(0.0, 10.0), (12.0, 15.0)], 13.0),  # the gap is not busy
+        ([(5.0, 15.0), (0.0, 10.0)], 15.0),  # two streams, in the order of their names
+        ([(0.0, 20.0), (3.0, 5.0), (19.0, 21.0)], 21.0),  # one inside another
+    ],
+)
+def test_time_that_is_covered_twice_counts_once(intervals: list[tuple[float, float]], busy: float) -> None:
+    assert busy_us(intervals) == pytest.approx(busy)
 
 
 def test_no_runs() -> None:

@@ -12,9 +12,10 @@ from onnx import TensorProto
 
 from cspdeploy.core.errors import EXIT_NO_ENGINE, DeviceMemoryError, InputError, RuntimeUnavailableError
 from cspdeploy.runtimes.base import SessionRequest
-from cspdeploy.runtimes.ort import CPU, CUDA, RUNTIMES, OrtSession, find_copies, open_cpu_session
+from cspdeploy.runtimes.ort import CPU, CUDA, RUNTIMES, OrtSession, open_cpu_session
 from cspdeploy.runtimes.ort_gpu_calls import output_places
 from cspdeploy.runtimes.ort_open import Closed
+from cspdeploy.runtimes.ort_placement import find_copies
 
 THREE_NODES = """
 <ir_version: 8, opset_import: ["" : 17]>

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +26,9 @@ from cspdeploy.runtimes.ort_cuda import (
     require_taken,
     why_not_taken,
 )
+from cspdeploy.runtimes.ort_gpu_calls import output_places, replay_is_queued
 from cspdeploy.runtimes.ort_open import gpu_refusal
+from cspdeploy.runtimes.ort_placement import read_copies
 from cspdeploy.runtimes.ort_providers import (
     CPU,
     CUDA,
@@ -36,7 +39,8 @@ from cspdeploy.runtimes.ort_providers import (
     provider_list,
     tensorrt_options,
 )
-from cspdeploy.runtimes.ort_tensorrt import TF32_VARIABLE, find_tensorrt, read_file, set_tf32
+from cspdeploy.runtimes.ort_tensorrt import find_tensorrt, read_file, set_tf32
+from cspdeploy.runtimes.tf32 import TF32_VARIABLE
 
 MAPS = """\
 7f00-7f10 r-xp 00000000 08:01 11 /env/nvidia/cudnn/lib/libcudnn.so.9
@@ -113,10 +117,67 @@ def test_tf32_of_a_process_that_has_begun_with_the_other_answer(monkeypatch: pyt
     monkeypatch.setattr("cspdeploy.runtimes.ort_tensorrt.loaded_libraries", dict)
     set_tf32(allowed=False)
     assert os.environ[TF32_VARIABLE] == "0"
+    with pytest.raises(RuntimeUnavailableError, match=f"TF32 is off by {TF32_VARIABLE}=0 of the environment") as caught:
+        set_tf32(allowed=True)
+    assert (os.environ[TF32_VARIABLE], caught.value.fix.partition(",")[0]) == ("0", f"unset {TF32_VARIABLE}")
     monkeypatch.setattr("cspdeploy.runtimes.ort_tensorrt.loaded_libraries", lambda: {"nvinfer": "libnvinfer.so.10"})
     set_tf32(allowed=False)
     with pytest.raises(RuntimeUnavailableError, match="TF32 is off in this process for nvinfer"):
         set_tf32(allowed=True)
+
+
+def test_another_word_than_0_forbids_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TF32_VARIABLE, "1")
+    set_tf32(allowed=True)
+    assert os.environ[TF32_VARIABLE] == "1"
+
+
+def test_variable_of_the_environment_is_among_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine:
+        def get_provider_options(self) -> dict[str, dict[str, str]]:
+            return {CUDA: {"use_tf32": "1"}}
+
+    monkeypatch.setenv(TF32_VARIABLE, "0")
+    found = ort_cuda.read_settings(Engine(), CUDA)
+    assert (found["use_tf32"], found[TF32_VARIABLE]) == ("1", "0")
+    monkeypatch.delenv(TF32_VARIABLE)
+    assert TF32_VARIABLE not in ort_cuda.read_settings(Engine(), CUDA)
+
+
+@pytest.mark.parametrize(
+    ("provider", "version", "queued"),
+    [(CUDA, "1.26.2", False), (CUDA, "1.27.0", True), (CUDA, "2.0.0", True), (TENSORRT, "1.31.1", False),
+     (CUDA, "unknown", False)],
+)  # fmt: skip
+def test_replays_that_are_waited_for_have_no_time_of_the_device(provider: str, version: str, queued: bool) -> None:
+    assert replay_is_queued(provider, version) is queued
+    call = CudaCall([lambda: None], timer=Clock([]), fail=_fail, clocked=queued)
+    call()
+    assert call.device_ms == (0.5 if queued else None)
+
+
+def test_dimensions_without_a_name_are_not_of_one_size() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,H,W] x) => (float[N,3,H,W] y) { y = Neg(x) }'
+    model = onnx.parser.parse_model(text)
+    feeds = {"x": np.ones((2, 3, 8, 9), np.float32)}
+
+    def places() -> Any:
+        engine = onnxruntime.InferenceSession(model.SerializeToString(), providers=[CPU])
+        return output_places(engine, {"x": tuple(engine.get_inputs()[0].shape)}, feeds)
+
+    assert places() == {"y": ((2, 3, 8, 9), np.float32)}
+    for value in (model.graph.input[0], model.graph.output[0]):
+        for dimension in value.type.tensor_type.shape.dim[2:]:
+            dimension.Clear()
+    with pytest.raises(InputError, match="a shape that is known before the run"):
+        places()
+
+
+def test_engines_of_tensorrt_are_not_built_again_to_count_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *given, **named: opened.append(given))
+    assert read_copies("net.onnx", providers=[TENSORRT, CUDA, CPU], provider=TENSORRT, optimise=True) is None
+    assert not opened
 
 
 def test_libraries_of_a_process() -> None:
@@ -263,6 +324,41 @@ def test_sets_take_turns_and_copies_are_outside_of_the_events() -> None:
     graph()
     assert log[-4:] == ["begin", "run", "end", "ms"]
     assert log.count("copy 1") == 1
+
+
+def test_outputs_are_those_of_the_last_run() -> None:
+    log: list[str] = []
+    read = [lambda: [np.array([1.0])], lambda: [np.array([2.0])]]
+    call = CudaCall([lambda: None, lambda: None], timer=Clock(log), fail=_fail, read=read)
+    with pytest.raises(InputError, match="nothing was run yet"):
+        call.outputs()
+    for expected in (1.0, 2.0, 1.0):
+        call()
+        assert call.outputs()[0] == expected
+    silent = CudaCall([lambda: None], timer=Clock(log), fail=_fail)
+    silent()
+    with pytest.raises(InputError, match="none are kept"):
+        silent.outputs()
+
+
+def test_call_of_a_closed_session_holds_nothing_and_says_so() -> None:
+    held = np.ones(3)
+    seen = weakref.ref(held)
+
+    def holding(array: Any) -> Any:
+        return lambda *given: [array]
+
+    parts = holding(held)
+    call = CudaCall([parts], timer=Clock([]), fail=_fail, fill=parts, read=[parts])
+    call()
+    del held, parts
+    assert seen() is not None
+    call.drop(DeviceMemoryError("out of GPU memory", fix="--batch 4"))
+    assert seen() is None
+    for use in (call, call.prepare, call.outputs):
+        with pytest.raises(DeviceMemoryError, match="out of GPU memory; the session was closed") as caught:
+            use()
+        assert caught.value.fix == "--batch 4"
 
 
 def test_engines_error_in_a_bound_run_is_told() -> None:

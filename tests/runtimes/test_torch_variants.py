@@ -2,20 +2,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from cspdeploy.core.errors import InputError, RuntimeUnavailableError
+from cspdeploy.core.errors import DeviceMemoryError, InputError, RuntimeUnavailableError
 from cspdeploy.core.model_folder import read_spec
-from cspdeploy.runtimes import all_runtimes
+from cspdeploy.runtimes import all_runtimes, torch_cuda, torch_process
 from cspdeploy.runtimes.base import CudaOptions, Outputs, SessionRequest
-from cspdeploy.runtimes.torch_cuda import set_process, settings_of
-from cspdeploy.runtimes.torch_device import TorchSession
+from cspdeploy.runtimes.tf32 import TF32_VARIABLE
+from cspdeploy.runtimes.torch_cuda import TorchGpuCalls
+from cspdeploy.runtimes.torch_device import TorchSession, operator_nodes
+from cspdeploy.runtimes.torch_process import set_process, settings_of
 from cspdeploy.runtimes.torch_variants import compile_failure, prepared, refuse_variants
 
 X_NCHW = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
@@ -140,27 +145,204 @@ def test_files_are_run_as_they_are(tiny_bundle: Path, cuda: CudaOptions) -> None
 
 @pytest.fixture
 def process_settings() -> Iterator[None]:
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    parts: list[Any] = [torch.backends, matmul, cudnn, cudnn.conv, cudnn.rnn]
+    before = [part.fp32_precision for part in parts], cudnn.benchmark
     yield
-    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+    for part, precision in zip(parts, before[0], strict=True):
+        part.fp32_precision = precision
+    cudnn.benchmark = before[1]
 
 
 @pytest.mark.usefixtures("process_settings")
+@pytest.mark.parametrize("outside", ["none", "tf32"])
 @pytest.mark.parametrize("tf32", [False, True])
-def test_tf32_and_search_are_as_asked_and_read_back(tf32: bool) -> None:
+def test_tf32_and_search_are_as_asked_and_read_back(tf32: bool, outside: str) -> None:
+    backends: Any = torch.backends
+    backends.fp32_precision = outside  # of the whole process, which the flags of old leave in force
     request = SessionRequest(path=Path("none"), tf32=tf32, cuda=CudaOptions(conv_search="exhaustive"))
     set_process(request)
-    assert torch.backends.cuda.matmul.allow_tf32 is tf32
-    assert torch.backends.cudnn.allow_tf32 is tf32
+    cudnn: Any = torch.backends.cudnn
+    for part in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
+        assert part.fp32_precision == ("tf32" if tf32 else "ieee")
     found = settings_of(request)
-    assert (found["use_tf32_matmul"], found["use_tf32_cudnn"], found["cudnn_benchmark"]) == (
-        str(int(tf32)), str(int(tf32)), "1"
-    )  # fmt: skip
+    names = ("use_tf32_matmul", "use_tf32_cudnn", "use_tf32_rnn", "cudnn_benchmark")
+    assert [found[name] for name in names] == [*[str(int(tf32))] * 3, "1"]
     set_process(dataclasses.replace(request, cuda=CudaOptions()))
     assert torch.backends.cudnn.benchmark is False
     with pytest.raises(InputError, match="no convolution search 'default'"):
         set_process(dataclasses.replace(request, cuda=CudaOptions(conv_search="default")))
+
+
+@pytest.mark.usefixtures("process_settings")
+def test_each_run_has_the_settings_of_its_own_session_and_not_of_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions in turns in one process, as bench has them without isolation. The runs are real ones, on the CPU."""
+    monkeypatch.setattr(torch_process, "_in_force", [])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch_cuda, "TorchTimer", _NoTimer)
+    seen: list[tuple[str, str]] = []
+
+    def calls_of(tf32: bool) -> TorchGpuCalls:
+        request = SessionRequest(path=Path("none"), tf32=tf32)
+
+        def compute(x: torch.Tensor) -> torch.Tensor:
+            seen.append((str(int(tf32)), settings_of(request)["use_tf32_matmul"]))
+            return x + x
+
+        def place(feeds: Any) -> list[torch.Tensor]:
+            return [torch.from_numpy(feeds["x"])]
+
+        return TorchGpuCalls(compute, place=place, request=request, count_run=lambda: None)
+
+    sessions = [calls_of(False), calls_of(True)]
+    for _ in range(2):
+        for session in sessions:
+            session.run({"x": X_NCHW})
+    bound = [session.bind_sets([{"x": X_NCHW}]) for session in sessions]
+    for call in (bound[0], bound[1], bound[0]):
+        call()
+    assert len(seen) == 7
+    assert all(wanted == used for wanted, used in seen)
+
+
+class _NoTimer:
+    def begin(self) -> None: ...
+
+    def end(self) -> None: ...
+
+    def ms(self) -> float:
+        return 0.0
+
+
+def test_other_settings_of_the_process_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = SessionRequest(path=Path("none"))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    monkeypatch.setenv(TF32_VARIABLE, "0")
+    found = settings_of(request)
+    assert (found["fp16_reduced_sums"], found["deterministic_algorithms"], found[TF32_VARIABLE]) == ("1", "1", "0")
+    monkeypatch.delenv(TF32_VARIABLE)
+    assert TF32_VARIABLE not in settings_of(request)
+
+
+@dataclasses.dataclass
+class Averaged:
+    """An entry of PyTorch's profiler, as `key_averages` gives it; times in microseconds."""
+
+    key: str
+    device: str
+    count: int
+    self_device_time_total: float
+    self_cpu_time_total: float = 7.0
+
+    @property
+    def device_type(self) -> Any:
+        return SimpleNamespace(name=self.device)
+
+
+def test_kernels_and_their_operators_are_counted_once() -> None:
+    kernels = [Averaged("sm90_fprop", "CUDA", 20, 400.0), Averaged("nchwToNhwc", "CUDA", 10, 100.0)]
+    operators = [Averaged("aten::conv2d", "CPU", 10, 0.0), Averaged("aten::cudnn_convolution", "CPU", 10, 500.0)]
+    found = operator_nodes([*operators, *kernels], device="cuda", num_runs=10)
+    assert [(node.node, node.num_calls, node.ms) for node in found] == [("aten::cudnn_convolution", 1.0, 0.05)]
+    replayed = [Averaged("cudaGraphLaunch", "CPU", 10, 0.0), *reversed(kernels)]
+    found = operator_nodes(replayed, device="cuda", num_runs=10)
+    assert [node.node for node in found] == ["sm90_fprop", "nchwToNhwc"]
+    assert sum(node.ms for node in operator_nodes(operators, device="cpu", num_runs=1)) == pytest.approx(0.014)
+
+
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
+
+
+def test_memory_is_given_back_when_nothing_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the inputs of the run that failed, nor what other calls of the session have bound."""
+    placed: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+
+    def place(feeds: Any) -> list[torch.Tensor]:
+        tensors = [torch.from_numpy(array) for array in feeds.values()]
+        placed.extend(weakref.ref(tensor) for tensor in tensors)
+        return tensors
+
+    def compute(*tensors: torch.Tensor) -> NoReturn:
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch_cuda, "TorchTimer", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.extend(one() is not None for one in placed))
+    request = SessionRequest(path=Path("net"))
+    calls = TorchGpuCalls(compute, place=place, request=request, count_run=lambda: None)
+    bound = calls.bind_sets([{"input": X_NCHW}, {"input": X_NCHW}])
+    assert all(one() is not None for one in placed)
+    with pytest.raises(DeviceMemoryError, match="out of GPU memory"):
+        calls.run({"input": X_NCHW})
+    assert alive == [False] * 3
+    with pytest.raises(DeviceMemoryError, match="the session was closed"):
+        bound()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, to which the network would go")
+def test_network_that_does_not_fit_is_let_go_of(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[nn.Module]] = []
+    alive: list[bool] = []
+
+    def load(spec: object, path: Path) -> nn.Module:
+        model = nn.Linear(2, 2)
+        made.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("cspdeploy.nets.exported.load_exported", load)
+    monkeypatch.setattr(torch_cuda, "find_driver_problem", lambda needs: None)
+    monkeypatch.setattr(torch_cuda, "open_device", lambda index: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(made[0]() is not None))
+    folder = tiny_models / "tiny"
+    with pytest.raises(RuntimeUnavailableError):
+        all_runtimes()["torch-cuda"].open(SessionRequest(path=folder / "model.safetensors", spec=read_spec(folder)))
+    assert alive == [False]
+
+
+@pytest.mark.slow  # PyTorch's compiler is imported
+def test_code_that_captures_by_itself_has_inputs_at_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filled outside of what is timed, and marked, so that the compiler's graph does not copy them once more."""
+    seen: list[tuple[int, float, object]] = []
+
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        seen.append((x.data_ptr(), float(x.flatten()[0]), getattr(x, "_dynamo_static_input_type", None)))
+        return x
+
+    class Timer:
+        def begin(self) -> None: ...
+        def end(self) -> None: ...
+        def ms(self) -> float:
+            return 0.5
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch_cuda, "TorchTimer", Timer)
+
+    def place(feeds: Any) -> list[torch.Tensor]:
+        return [torch.from_numpy(array) for array in feeds.values()]
+
+    def calls(mode: str) -> TorchGpuCalls:
+        request = SessionRequest(path=Path("net"), cuda=CudaOptions(compile=mode))
+        return TorchGpuCalls(compute, place=place, request=request, count_run=lambda: None)
+
+    sets = [{"x": np.full((1, 3), value, np.float32)} for value in (1.0, 2.0, 3.0)]
+    own = calls("max-autotune")
+    call = own.bind_sets(sets)
+    for _ in range(4):
+        call()
+    assert float(own.run(sets[2])[0][0, 0]) == 3.0
+    call()
+    assert [value for _, value, _ in seen] == [1.0, 2.0, 3.0, 1.0, 3.0, 2.0]
+    assert {(address, mark) for address, _, mark in seen} == {(seen[0][0], "unguarded")}
+    assert call.copies_in
+    seen.clear()
+    call = calls("max-autotune-no-cudagraphs").bind_sets(sets)
+    for _ in range(3):
+        call()
+    assert len({address for address, _, _ in seen}) == 3
+    assert not call.copies_in
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

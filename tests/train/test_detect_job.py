@@ -19,12 +19,13 @@ from cspdeploy.core.codec import from_json, to_json
 from cspdeploy.core.detection.average_precision import TrueBoxes
 from cspdeploy.core.detection.labelled import LabelledBoxes
 from cspdeploy.core.detection.spec import Detection, DetectionHead
-from cspdeploy.core.errors import InputError
+from cspdeploy.core.errors import DeviceMemoryError, InputError
 from cspdeploy.core.model_folder import read_calibration, read_labels, read_spec
 from cspdeploy.core.spec import ModelSpec
 from cspdeploy.nets.darknet.sections import Convolutional, DarknetConfig, Yolo
 from cspdeploy.nets.registry import build
 from cspdeploy.nets.weights import load_weights, read_checkpoint, read_state_dict
+from cspdeploy.train import detect_job
 from cspdeploy.train.anchors import find_anchors
 from cspdeploy.train.detect_data import BoxLoader
 from cspdeploy.train.detect_folder import open_boxes
@@ -39,6 +40,7 @@ from cspdeploy.train.detect_loop import (
 )
 
 RECIPE = DetectionRecipe(epochs=2, batch=4, max_learning_rate=1e-2, seed=3)
+SHORT = dataclasses.replace(RECIPE, epochs=1)
 MODEL_FILES = {"spec.json", "model.safetensors", "labels.txt", "calibration.npz", "train.json"}
 
 
@@ -249,6 +251,17 @@ def test_reported_precision_is_that_of_the_files(trained: Trained, boxes_folder:
     accuracy = trained.report.accuracy
     assert (accuracy.map50, accuracy.map) == (round(found.map50, 5), round(found.map, 5))
     assert accuracy.num_images == 6
+
+
+def test_no_memory_left_for_the_last_measurement(
+    detector_spec: ModelSpec, boxes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"data": boxes_folder, "models": tmp_path, "recipe": SHORT, "command": "train"}
+    with monkeypatch.context() as patch:
+        patch.setattr(detect_job, "measure_map", lambda *args, **options: torch.empty(1 << 60))
+        with pytest.raises(DeviceMemoryError, match="finished epochs are kept"):
+            train_detection_model(detector_spec, **options)
+    assert train_detection_model(detector_spec, **options, resume=True).accuracy.num_images == 6
 
 
 def test_an_existing_model_is_not_written_over(trained: Trained, detector_spec: ModelSpec, boxes_folder: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +57,29 @@ def test_no_memory_left_is_one_line_and_the_checkpoint_is_kept(
         progress=lambda what, done, total: None,
     )  # fmt: skip
     assert [record.epoch for record in resumed.curve] == [1, 2]
+
+
+def test_nothing_holds_the_run_that_found_no_memory(
+    stripes_spec: ModelSpec, make_stripes: Callable[..., LabelledImages], tmp_path: Path
+) -> None:
+    """Once the failure was told, without waiting for the garbage collector: the next run needs the memory."""
+    loader = BatchLoader(make_stripes(8, seed=0), stripes_spec.preprocess, batch=8)
+
+    def fail() -> weakref.ref[object]:
+        trainer = Hungry(stripes_spec, Recipe(epochs=2, batch=8), 1)
+        with pytest.raises(DeviceMemoryError):
+            run_epochs(
+                trainer, training=loader, testing=loader, checkpoint=tmp_path / "c.pt", resume=False,
+                progress=lambda what, done, total: None,
+            )  # fmt: skip
+        return weakref.ref(trainer)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 
 from cspdeploy.core.bundle import file_sha256
 from cspdeploy.core.datasets import open_dataset
-from cspdeploy.core.errors import InputError
+from cspdeploy.core.errors import DeviceMemoryError, InputError
 from cspdeploy.core.model_folder import read_calibration, read_labels, read_spec
 from cspdeploy.core.spec import ModelSpec, Preprocess
 from cspdeploy.nets import registry
 from cspdeploy.nets.cspnet import CspNetConfig
 from cspdeploy.nets.registry import build
 from cspdeploy.nets.weights import load_weights, read_state_dict
+from cspdeploy.train import job
 from cspdeploy.train.data import BatchLoader
 from cspdeploy.train.job import TrainingReport, train_model
 from cspdeploy.train.loop import Recipe
@@ -161,6 +162,21 @@ def test_failed_run_keeps_the_old_folder(stripes_folder: Path, precious: Path) -
     with pytest.raises(InputError, match="loss is"):
         _train(stripes_folder, precious.parents[1], overwrite=True, recipe=recipe)
     assert precious.read_text() == "precious"
+
+
+def test_no_memory_left_for_the_last_measurement(
+    trained: Trained, stripes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All epochs are kept: with the same options, on a machine that has room, the run ends as it would have."""
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "measure_accuracy", lambda *args, **options: torch.empty(1 << 60))
+        for resume in (False, True):
+            with pytest.raises(DeviceMemoryError, match="finished epochs are kept") as caught:
+                _train(stripes_folder, tmp_path, recipe=RECIPE, resume=resume)
+            assert "--resume" in caught.value.fix
+    assert not (tmp_path / "tiny").exists()
+    report = _train(stripes_folder, tmp_path, recipe=RECIPE, resume=True)
+    assert report.accuracy == trained.report.accuracy
 
 
 def test_idx_images_are_kept_for_calibration_as_stored(tmp_path: Path) -> None:

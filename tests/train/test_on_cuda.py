@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import torch
 from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.errors import DeviceMemoryError, InputError
 from cspdeploy.core.spec import ModelSpec
+from cspdeploy.train import job
 from cspdeploy.train.data import BatchLoader
 from cspdeploy.train.detect_data import BoxLoader
 from cspdeploy.train.detect_folder import open_boxes
 from cspdeploy.train.detect_loop import DetectionRecipe, train_detector
 from cspdeploy.train.feed import on_device
 from cspdeploy.train.loop import Recipe, TrainedRun, train
+from cspdeploy.train.metrics import measure_accuracy
 from cspdeploy.train.workers import NO_WORKERS, Workers, open_workers
 
 pytestmark = pytest.mark.cuda
@@ -44,13 +47,33 @@ def _train(spec: ModelSpec, loaders: dict[str, BatchLoader], checkpoint: Path, *
 def test_a_gpu_learns_what_the_cpu_does(
     stripes_spec: ModelSpec, loaders: dict[str, BatchLoader], tmp_path: Path
 ) -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     run = _train(stripes_spec, loaders, tmp_path / "c.pt")
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
     assert run.curve[-1].train_loss < 0.75 * run.curve[0].train_loss
     assert run.curve[-1].test_top1 >= 0.9
     (place,) = run.places
     assert place["device"] == torch.cuda.get_device_name()
     assert place["dtype"] in ("bfloat16", "float16")
-    assert not torch.backends.cuda.matmul.allow_tf32  # put back: what is measured afterwards is float32
+
+
+def test_the_figure_that_is_kept_is_of_float32(
+    stripes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch lets cuDNN's convolutions round to TF32 unless it is told."""
+    flags = []
+
+    def measure(*args: Any, **options: Any) -> tuple[float, float]:
+        flags.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return measure_accuracy(*args, **options)
+
+    monkeypatch.setattr(job, "measure_accuracy", measure)
+    with open_workers("cuda") as workers:
+        job.train_model(
+            "cspdarknet21", data=str(stripes_folder), models=tmp_path, recipe=Recipe(epochs=1, batch=8), size_px=32,
+            command="cspdeploy train cspdarknet21", resume=False, overwrite=False, workers=workers,
+        )  # fmt: skip
+    assert flags == [(False, False)]
 
 
 def test_a_run_of_a_gpu_goes_on_on_the_cpu_and_back(
@@ -129,6 +152,7 @@ def test_a_batch_that_does_not_fit_leaves_nothing_there(
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     del caught
+    gc.collect()  # what is asked is that nothing holds it, not when Python sees that
     assert torch.cuda.memory_allocated() == before
 
 

@@ -21,16 +21,18 @@ from cspdeploy.core.codec import to_json
 from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
 from cspdeploy.core.spec import ModelSpec
+from cspdeploy.train.launch import _threads_each
 from cspdeploy.train.share import Share
-from cspdeploy.train.workers import NO_WORKERS, Workers, environment_share, open_workers
+from cspdeploy.train.workers import NO_WORKERS, Workers, _own_gpu, environment_share, open_workers
 from tests.train import workers_child as child
 
 ROOT = Path(cspdeploy.__file__).parents[1]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 CHILD = ["-m", "tests.train.workers_child"]
-MAX_DIFFERENCE = 1e-5
-"""Of losses and weights, relative to the largest: sums of float32 in another order. 2e-7 was measured after four steps
-and 1e-6 after 16; a slice given twice, or a loss not averaged, makes 1e-2 and more."""
+MAX_DIFFERENCE = 1e-4
+"""Of losses and weights, relative to the largest: sums of float32 in another order. Measured on x86-64 with PyTorch
+2.13: losses 1.7e-7 (classifier) and 1.2e-7 (detector), weights 1.3e-6 and 3.3e-6 after four steps, 1.1e-6 after the 16
+of a resumed run. The slice of the first worker given to both makes 0.028 and 0.081 of the losses."""
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +59,29 @@ class Two(NamedTuple):
     told: str
 
 
-@pytest.fixture(scope="module")
-def both(folder: Path) -> Two:
-    """What two workers found before the second one was killed, and how that ended."""
+def _launch(folder: Path, what: str, *, torchrun: bool) -> Two:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*TORCHRUN, *CHILD, str(folder)], env=environment, capture_output=True, text=True, timeout=100, check=False
-    )
-    assert (folder / "answer.pt").is_file(), done.stderr
-    return Two(dict(torch.load(folder / "answer.pt", weights_only=True)), done.returncode, done.stderr)
+        [sys.executable, *(TORCHRUN if torchrun else []), *CHILD, str(folder), what], env=environment,
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    answer = folder / f"{what}.pt"
+    assert answer.is_file(), done.stderr
+    return Two(dict(torch.load(answer, weights_only=True)), done.returncode, done.stderr)
 
 
 @pytest.fixture(scope="module")
-def two(both: Two) -> dict[str, Any]:
-    return both.found
+def two(folder: Path) -> dict[str, Any]:
+    """What two workers found. One start for all quick tests, and without torchrun: most of the time goes into that."""
+    done = _launch(folder, "exact", torchrun=False)
+    assert done.code == 0, done.told
+    return done.found
+
+
+@pytest.fixture(scope="module")
+def killed(folder: Path) -> Two:
+    """A curve that two workers found before the second one was killed, and how that ended."""
+    return _launch(folder, "curve", torchrun=True)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +104,13 @@ def test_gradients_of_two_workers_are_those_of_one(one: dict[str, Any], two: dic
     """Batch norm by its running averages, float32: the same steps but for the order of sums."""
     assert two[f"{kind}losses"] == pytest.approx(one[f"{kind}losses"], rel=MAX_DIFFERENCE)
     assert _difference(two[f"{kind}weights"], one[f"{kind}weights"]) < MAX_DIFFERENCE
+
+
+@pytest.mark.parametrize("kind", ["", "box_"])
+def test_a_slice_given_twice_is_seen(one: dict[str, Any], two: dict[str, Any], kind: str) -> None:
+    """By the limit of the test above, with room."""
+    wrong = np.array(two["wrong"][f"{kind}losses"])
+    assert np.abs(wrong / one[f"{kind}losses"] - 1).max() > 100 * MAX_DIFFERENCE
 
 
 def test_figures_of_two_workers_are_exactly_those_of_one(two: dict[str, Any]) -> None:
@@ -118,19 +136,22 @@ def test_a_run_of_two_goes_on_with_one(folder: Path, two: dict[str, Any], tmp_pa
     assert straight["places"][0]["dtype"] == "float32"
 
 
-def test_curves_differ_by_less_than_those_of_two_seeds(folder: Path, two: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_curves_differ_by_less_than_those_of_two_seeds(folder: Path, killed: Two, tmp_path: Path) -> None:
     """As users train: batch norm has the statistics of a slice."""
+    curve = killed.found["curve"]
     curves = np.array(
         [child.whole_run(folder, NO_WORKERS, checkpoint=tmp_path / f"{seed}.pt", seed=seed) for seed in (3, 4, 5)]
     )
     noise = curves.max(0) - curves.min(0)  # up to 0.13 in the fourth epoch; two workers differ by 0.07 there
-    assert np.abs(np.array(two["curve"]) - curves[0]).max() <= noise.max()
-    assert two["curve"][-1] < 0.5 * two["curve"][0]
+    assert np.abs(np.array(curve) - curves[0]).max() <= noise.max()
+    assert curve[-1] < 0.5 * curve[0]
 
 
-def test_a_worker_that_is_killed_ends_the_run(folder: Path, both: Two) -> None:
-    assert both.code != 0
-    assert "SIGKILL" in both.told or "Signal 9" in both.told
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run(folder: Path, killed: Two) -> None:
+    assert killed.code != 0
+    assert "SIGKILL" in killed.told or "Signal 9" in killed.told
     assert not (folder / "died.pt").exists()
 
 
@@ -160,7 +181,13 @@ def test_a_batch_that_cannot_be_divided(num: int, batch: int, num_images: int, f
 
 @pytest.mark.parametrize(("num", "batch", "num_images"), [(1, 7, 3), (2, 128, 60_000), (4, 8, 100), (2, 64, 32)])
 def test_a_batch_that_can(num: int, batch: int, num_images: int) -> None:
-    Workers(share=Share(0, num)).require_batch(batch, num_images=num_images)
+    workers = Workers(share=Share(0, num))
+    workers.require_batch(batch, num_images=num_images)
+    assert workers.each(batch) * num == batch
+
+
+def test_a_worker_has_an_image_at_a_time() -> None:
+    assert Workers(share=Share(0, 4)).each(2) == 1
 
 
 def test_the_environment_of_torchrun() -> None:
@@ -168,6 +195,12 @@ def test_the_environment_of_torchrun() -> None:
     assert environment_share({}) is None
     assert environment_share({"WORLD_SIZE": "1"}) is None
     assert environment_share(whole) == Share(1, 2)
+    alone = {**whole, "RANK": "0", "WORLD_SIZE": "1"}
+    assert environment_share(alone) == Share(0, 1)
+    del alone["LOCAL_RANK"]  # as a job of one replica on a cluster has it
+    assert environment_share(alone) is None
+    with pytest.raises(InputError, match="LOCAL_RANK is not set"):
+        environment_share({**alone, "RANK": "1"})
     with pytest.raises(InputError, match="LOCAL_RANK, MASTER_PORT is not set") as caught:
         environment_share({**whole, "LOCAL_RANK": "", "MASTER_PORT": ""})
     assert "torchrun" in caught.value.fix
@@ -176,6 +209,35 @@ def test_the_environment_of_torchrun() -> None:
     for wrong in ("2", "-1", "first"):
         with pytest.raises(InputError, match="expected 0 <= RANK < WORLD_SIZE"):
             environment_share({**whole, "RANK": wrong})
+
+
+@pytest.mark.parametrize(
+    ("given", "num_gpus", "index"),
+    [({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, 2, 1), ({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, 8, 0),
+     ({"LOCAL_RANK": "3"}, 4, 3), ({"LOCAL_RANK": "3"}, 1, 0)],
+)  # fmt: skip
+def test_each_worker_has_its_gpu(given: dict[str, str], num_gpus: int, index: int) -> None:
+    """With torchrun; with srun, which tells no LOCAL_WORLD_SIZE and may show each its own alone."""
+    assert _own_gpu({**given, "WORLD_SIZE": "16"}, num_gpus) == index
+
+
+@pytest.mark.parametrize(
+    ("given", "num_gpus", "message"),
+    [({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, 1, "^2 workers on this machine, and 1 GPU: "),
+     ({"LOCAL_RANK": "3"}, 2, "at least 4 workers on this machine, and 2 GPUs")],
+)  # fmt: skip
+def test_a_worker_without_a_gpu(given: dict[str, str], num_gpus: int, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        _own_gpu({**given, "WORLD_SIZE": "16"}, num_gpus)
+    assert caught.value.fix.startswith(f"--workers {num_gpus},")
+
+
+def test_the_threads_of_each_where_no_affinity_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS and Windows."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert [_threads_each(num) for num in (2, 3, 16)] == ["4", "2", "1"]
 
 
 def test_workers_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:

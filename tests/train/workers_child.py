@@ -1,9 +1,14 @@
-"""One worker of those that tests/train/test_workers.py starts. Argument: the folder of its data and its answer."""
+"""One worker of those that tests/train/test_workers.py starts.
+
+Arguments: the folder of its data and its answer; "exact" or "curve", which is what it computes. Where torchrun has not
+started it, it starts the workers as copies of itself, so that PyTorch is imported once for all of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import signal
 import sys
@@ -12,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from cspdeploy.core.codec import from_json
 from cspdeploy.core.datasets import LabelledImages
@@ -25,12 +30,14 @@ from cspdeploy.train.detect_folder import open_boxes
 from cspdeploy.train.detect_loop import DetectionRecipe, _DetectorTrainer, measure_map
 from cspdeploy.train.loop import Recipe, _NetworkTrainer, run_epochs, train
 from cspdeploy.train.metrics import measure_accuracy
+from cspdeploy.train.share import Share
 from cspdeploy.train.trainer import Trainer
 from cspdeploy.train.workers import NO_WORKERS, Workers, open_workers
 
 RECIPE = Recipe(epochs=2, batch=8, max_learning_rate=0.1, seed=3)
 BOXES = DetectionRecipe(epochs=1, batch=4, max_learning_rate=1e-2, seed=3)
 NUM_STEPS = 4
+NUM_FORKED = 2
 CURVE_BATCH = 32  # 16 images a worker: with fewer, batch norm's own statistics are another network
 
 
@@ -61,9 +68,9 @@ def stripes(folder: Path, split: str) -> LabelledImages:
     )
 
 
-def steps(trainer: Trainer, loader: BatchLoader | BoxLoader, workers: Workers) -> list[float]:
+def steps(trainer: Trainer, loader: BatchLoader | BoxLoader, share: Share) -> list[float]:
     """The losses of the first steps."""
-    batches = [batch for epoch in range(4) for batch in loader.epoch(seed=(3, epoch), share=workers.share)]
+    batches = [batch for epoch in range(4) for batch in loader.epoch(seed=(3, epoch), share=share)]
     return [float(trainer.step(*batch)) for batch in batches[:NUM_STEPS]]
 
 
@@ -74,7 +81,7 @@ def compute(folder: Path, workers: Workers) -> dict[str, Any]:
     testing = BatchLoader(stripes(folder, "test"), spec.preprocess, batch=5)
     classifier = ExactClassifier(spec, RECIPE, 8, workers=workers)
     freeze_statistics(classifier)
-    losses = steps(classifier, training, workers)
+    losses = steps(classifier, training, workers.share)
     accuracy = measure_accuracy(classifier.average, testing.in_order(share=workers.share), workers=workers)
 
     box_spec = from_json(ModelSpec, read_json(folder / "detector.json"))
@@ -82,7 +89,7 @@ def compute(folder: Path, workers: Workers) -> dict[str, Any]:
     judge = BoxLoader(open_boxes(folder / "boxes", split="test"), box_spec.preprocess, batch=2)
     detector = ExactDetector(box_spec, BOXES, 4, workers=workers)
     freeze_statistics(detector)
-    box_losses = steps(detector, boxes, workers)
+    box_losses = steps(detector, boxes, workers.share)
     options: dict[str, Any] = {"num_classes": 3}
     found = [
         measure_map(detector.average, detector.detection, judge, workers=each, **options)
@@ -94,6 +101,20 @@ def compute(folder: Path, workers: Workers) -> dict[str, Any]:
         "box_losses": box_losses, "box_weights": detector.model.state_dict(),
         "boxes": [[one.map50, one.map, one.num_images, one.num_boxes] for one in found],
     }  # fmt: skip
+
+
+def compute_wrong(folder: Path, workers: Workers) -> dict[str, list[float]]:
+    """The same losses where every worker takes the slice of the first one."""
+    spec = from_json(ModelSpec, read_json(folder / "classifier.json"))
+    classifier = ExactClassifier(spec, RECIPE, 8, workers=workers)
+    box_spec = from_json(ModelSpec, read_json(folder / "detector.json"))
+    detector = ExactDetector(box_spec, BOXES, 4, workers=workers)
+    for trainer in (classifier, detector):
+        freeze_statistics(trainer)
+    first = Share(0, workers.num)
+    training = BatchLoader(stripes(folder, "train"), spec.preprocess, batch=RECIPE.batch)
+    boxes = BoxLoader(open_boxes(folder / "boxes", split="train"), box_spec.preprocess, batch=4, mosaic_epochs=9)
+    return {"losses": steps(classifier, training, first), "box_losses": steps(detector, boxes, first)}
 
 
 def whole_run(folder: Path, workers: Workers, *, checkpoint: Path, seed: int, resume: bool = False) -> list[float]:
@@ -147,17 +168,40 @@ def die(folder: Path, workers: Workers) -> None:
 
 
 def main() -> int:
-    """All of it; the last is that a worker dies."""
+    """As one worker of torchrun; without it, all of `NUM_FORKED`."""
+    if "RANK" in os.environ:
+        return work()
+    importlib.import_module("torch._dynamo")  # which DistributedDataParallel needs, and takes as long as PyTorch itself
+    store = distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    given = {"WORLD_SIZE": NUM_FORKED, "MASTER_ADDR": "localhost", "MASTER_PORT": store.port,
+             "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
+    os.environ |= {name: str(value) for name, value in given.items()}
+    forked = []
+    for rank in range(NUM_FORKED):
+        if not (pid := os.fork()):
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            os._exit(work())  # a copy of the store has no thread that could be ended
+        forked.append(pid)
+    return max(abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) for pid in forked)
+
+
+def work() -> int:
+    """What was asked for; after the curve a worker dies."""
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+    folder, what = Path(sys.argv[1]), sys.argv[2]
+    answer: dict[str, Any]
     try:
         with open_workers("cpu") as workers:
-            answer = compute(folder, workers)
-            answer["exact"] = exact_run(folder, workers, checkpoint=folder / "half.pt", resume=False, stop=True)
-            answer["curve"] = whole_run(folder, workers, checkpoint=folder / "two.pt", seed=3)
+            if what == "curve":
+                answer = {"curve": whole_run(folder, workers, checkpoint=folder / "two.pt", seed=3)}
+            else:
+                answer = compute(folder, workers)
+                answer["wrong"] = compute_wrong(folder, workers)
+                answer["exact"] = exact_run(folder, workers, checkpoint=folder / "half.pt", resume=False, stop=True)
             if workers.is_first:
-                torch.save(answer, folder / "answer.pt")
-            die(folder, workers)
+                torch.save(answer, folder / f"{what}.pt")
+            if what == "curve":
+                die(folder, workers)
     except CspDeployError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return error.exit_code

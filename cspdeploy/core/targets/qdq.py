@@ -21,12 +21,14 @@ TENSORRT_PATTERNS = (
     ),
     PatternRule(
         kind="channel-axis",
-        takes="one scale for an activation; for weights one for each output channel: axis 0, of ConvTranspose axis 1",
+        takes="one scale for an activation; for weights one for each output channel: axis 0 of Conv, 1 of "
+        "ConvTranspose, the last of MatMul, 1 of Gemm or 0 with transB",
         fix="quantise weights along their output channels, activations by one scale", source=f"{_LAYER}: setAxis",
     ),
     PatternRule(
-        kind="pair", severity="warning", takes="QuantizeLinear with DequantizeLinear right behind it, and nothing else",
-        fix="move the node before or behind the pair: the engine moves pairs by itself",
+        kind="pair", severity="warning",
+        takes="QuantizeLinear with DequantizeLinear of the same scale right behind it, and nothing else",
+        fix="move what is between them before or behind the pair, and give both one scale",
         source=f"{_GUIDE}: Explicit Quantization",
     ),
     PatternRule(

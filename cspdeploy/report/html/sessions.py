@@ -22,7 +22,7 @@ def session_table(rows: Sequence[ParityRow]) -> Markup:
         Column(name="relative L2 with TF32", number=True): [scientific(row.tf32_rel_l2) for row in told],
         Column(name="relative L2 to FP16 rounding", number=True): [scientific(row.rounding_rel_l2) for row in told],
         Column(name="runs of one input"): [_repeats(row) for row in told],
-        Column(name="median on the device", number=True): [ms_text(row.device_p50_ms) for row in told],
+        Column(name="median between events", number=True): [ms_text(row.events_p50_ms) for row in told],
         Column(name="set to", wide=True): [_settings(row) for row in told],
     }
     kept = {column: values for column, values in cells.items() if any(values)}

@@ -133,17 +133,23 @@ def _groups(only: list[str], pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[
 def _tell(result: Result, output: Path) -> int:
     for figure in result.figures:
         sys.stdout.write(f"{figure.verdict:14} {figure.figure}: {figure.detail}\n")
-    failed = [one for one in result.tests if one.outcome != "passed"]
+    failed = [one for one in result.tests if one.outcome not in ("passed", "skipped")]
+    left = [one for one in result.tests if one.outcome == "skipped"]
+    num_passed = len(result.tests) - len(failed) - len(left)
     bad = [one for one in result.figures if not one.speed and one.verdict == "does not hold"]
     for test in failed:
-        sys.stdout.write(f"{test.outcome:14} {test.name}: {test.detail}\n")
+        sys.stdout.write(f"{'failed':14} {test.name}: {test.detail}\n")
+    for test in left:  # of what is not installed: no fault, and never silent
+        sys.stdout.write(f"{'not run':14} {test.name}: {test.detail}\n")
     undone = [one for one in result.stages if one.outcome == "not done"]
     for stage in undone:
         sys.stdout.write(f"{'not done':14} {stage.name}: {stage.reason}\n")
-    sys.stdout.write(f"{output / 'cuda.json'}, {output / 'cuda.md'}: {len(result.tests) - len(failed)} of "
-                     f"{len(result.tests)} tests passed, {sum(not row.reason for row in result.rows)} of "
-                     f"{len(result.rows)} rows measured\n")  # fmt: skip
-    return EXIT_FAILED if failed or bad or any(one.name == "tests" for one in undone) else 0
+    sys.stdout.write(f"{output / 'cuda.json'}, {output / 'cuda.md'}: {num_passed} of "
+                     f"{len(result.tests)} tests passed, {len(left)} not run, "
+                     f"{sum(not row.reason for row in result.rows)} of {len(result.rows)} rows measured\n")  # fmt: skip
+    # A run in which nothing ran must not look like one in which all was well.
+    bad_tests = bool(failed) or (bool(left) and not num_passed)
+    return EXIT_FAILED if bad_tests or bad or any(one.name == "tests" for one in undone) else 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from cspdeploy.pipeline.int8_step import Int8Request
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 from cspdeploy.pipeline.weights import make_untrained
 
+READY = "ready"
+"""As `cuda_networks` has it."""
 IMAGES = Path(__file__).parents[3] / "models" / "cspdarknet53" / CALIBRATION_FILE
 NUM_IMAGES = 64
 """The export takes half of them to prove itself on, and half to find the ranges of FP16."""
@@ -46,6 +48,7 @@ def main() -> int:
     given, work, size, what = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     try:
         folder = make_folder(given, work / "models")
+        (work / READY).touch()
         int8 = Int8Request(calibration="minmax", max_images=INT8_IMAGES) if what == "int8" else None
         request = ExportRequest(
             model=str(folder.resolve()), models=folder.parent, output=work / "exported", size_px=(size, size),

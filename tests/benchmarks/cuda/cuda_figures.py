@@ -4,22 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cuda_regimes import FP16_LIMIT, FP32_LIMIT, NETWORK_PAIRS
+from cuda_regimes import FP16_LIMIT, FP32_LIMIT, NETWORK_PAIRS, REGIMES, Regime
 from cuda_result import Comparison, Figure, Parity, Result, Row, Verdict
 
 from cspdeploy.check.stats import SMALLEST_DIFFERENCE
+from cspdeploy.pipeline.claims import CLAIMS, Claim
+from cspdeploy.pipeline.time_claims import judge_change
 
-__all__ = ["GRAPHS", "judge", "missed_rows"]
+__all__ = [
+    "CLAIM_REGIMES",
+    "COMPILED",
+    "EAGER",
+    "GRAPHS",
+    "REFERENCE",
+    "TEST_IMAGES",
+    "judge",
+    "missed_rows",
+    "unjudged",
+]
 
-COMPILED, EAGER = "compile-fp16-nhwc", "eager-fp32"
+COMPILED, EAGER, REFERENCE = "compile-fp16-nhwc", "eager-tf32", "eager-fp32"
+"""What speed is held against: both as in use, where convolutions of FP32 take TF32. `REFERENCE`, without it, is what
+numbers are held against, and its time is shown beside the other."""
 GRAPHS = ("ort-fp16-graph", "ort-fp16-nhwc-graph")
 """ONNX Runtime with CUDA graph and I/O binding, in either layout: the faster one is the one that is used."""
 AT_LEAST_EAGER = 3.0
 AT_LEAST_COMPILED = 0.9
-CLAIMED_SAVING = 0.18
 AGREEMENT = 0.995
 LARGE = 32
-CLAIM_REGIMES = ("eager-fp32", "eager-fp32-nhwc", "eager-fp16-nhwc", COMPILED, "ort-fp32", "ort-fp16", *GRAPHS)
+CLAIM_REGIMES = (
+    EAGER, "eager-tf32-nhwc", "eager-fp16", "eager-fp16-nhwc", COMPILED, "ort-tf32", "ort-fp16", *GRAPHS,
+)  # fmt: skip
+"""As in use, each of which `cspdeploy compare --paper` times alike. FP16 in NCHW is what is published."""
 
 
 def judge(result: Result) -> tuple[Figure, ...]:
@@ -42,6 +58,11 @@ def judge(result: Result) -> tuple[Figure, ...]:
     return tuple(found)
 
 
+def unjudged(figures: Sequence[Figure]) -> list[Figure]:
+    """Those of which nothing was measured, each with the reason in its detail."""
+    return [one for one in figures if one.verdict == "not measured"]
+
+
 def missed_rows(figures: Sequence[Figure], network: str) -> bool:
     """Whether a figure of speed of that network does not hold."""
     return any(one.speed and one.verdict == "does not hold" and one.figure.startswith(f"{network}:") for one in figures)
@@ -50,19 +71,22 @@ def missed_rows(figures: Sequence[Figure], network: str) -> bool:
 def _speed_figures(result: Result, network: str) -> list[Figure]:
     graph = "ort-cuda FP16 with CUDA graph and I/O binding"
     return [
-        _bound(result, network, 1, COMPILED, f"{graph}, batch 1: not slower than torch.compile FP16",
+        _bound(result, network, 1, COMPILED, f"{graph}, batch 1: not slower than torch.compile FP16 ({COMPILED})",
                # Below two in a hundred a difference is one of the placement in memory.
                most=1 + SMALLEST_DIFFERENCE),
-        _bound(result, network, 1, EAGER, f"{graph}, batch 1: at least {AT_LEAST_EAGER:g}x eager FP32",
+        _bound(result, network, 1, EAGER,
+               f"{graph}, batch 1: at least {AT_LEAST_EAGER:g}x eager FP32 with TF32 as in use ({EAGER})",
                most=1 / AT_LEAST_EAGER),
+        _bound(result, network, 1, REFERENCE, f"{graph}, batch 1: beside eager FP32 with TF32 off ({REFERENCE})"),
         _bound(result, network, LARGE, COMPILED,
-               f"{graph}, batch {LARGE}: at least {AT_LEAST_COMPILED:g}x the throughput of torch.compile FP16",
+               f"{graph}, batch {LARGE}: at least {AT_LEAST_COMPILED:g}x the throughput of torch.compile FP16 "
+               f"({COMPILED})",
                most=1 / AT_LEAST_COMPILED),
     ]  # fmt: skip
 
 
-def _bound(result: Result, network: str, batch: int, against: str, figure: str, *, most: float) -> Figure:
-    """Time over time at most `most`, of the faster layout."""
+def _bound(result: Result, network: str, batch: int, against: str, figure: str, *, most: float | None = None) -> Figure:
+    """Time over time at most `most`, of the faster layout; None: measured, without a bound."""
     title = f"{network}: {figure}"
     found = [
         one for regime in GRAPHS
@@ -73,7 +97,7 @@ def _bound(result: Result, network: str, batch: int, against: str, figure: str, 
         return Figure(figure=title, verdict="not measured", detail=next(filter(None, reasons), "not run"))
     best = min(found, key=lambda one: one.ratio)
     detail = f"{1 / best.ratio:.2f}x as fast ({1 / best.high:.2f} to {1 / best.low:.2f}), {best.subject.split('/')[1]}"
-    return Figure(figure=title, verdict=_verdict(best, most), detail=detail)
+    return Figure(figure=title, verdict="measured" if most is None else _verdict(best, most), detail=detail)
 
 
 def _verdict(one: Comparison, most: float) -> Verdict:
@@ -133,23 +157,36 @@ TEST_IMAGES = "test images of Fashion-MNIST"
 
 
 def _claims(result: Result, network: str, baseline: str) -> list[Figure]:
-    """What the network takes off its baseline's time, by regime. A saving is claimed of one pair alone."""
-    claimed = (network, baseline) == ("cspresnet50", "resnet50")
+    """What the network takes off its baseline's time, by regime: each claim that is on it, judged by the one judge
+    that there is; without a claim it is measured."""
+    regimes = {one.name: one for one in REGIMES[result.kind]}
+    cpu = result.kind == "cpu"
+    batches = sorted({row.batch for row in result.rows if row.network == network}) if cpu else (1, LARGE)
+    names = [name for name in regimes if any(row.regime == name for row in result.rows)] if cpu else CLAIM_REGIMES
     found = []
-    batches = sorted({row.batch for row in result.rows if row.network == network})
-    for batch in batches if result.kind == "cpu" else (1, LARGE):
-        for regime in CLAIM_REGIMES:
-            if result.kind == "cpu" and not any(row.regime == regime for row in result.rows):
-                continue
-            title = f"{network} instead of {baseline}, {regime}, batch {batch}" + (
-                f": {100 * CLAIMED_SAVING:.0f} % off the time" if claimed else "")  # fmt: skip
-            one = _comparison(result.comparisons, f"{network}/{regime}", f"{baseline}/{regime}", batch)
-            if one is None:
-                reasons = (_why(result.rows, name, regime, batch) for name in (network, baseline))
-                detail = next(filter(None, reasons), "not run")
-                found.append(Figure(figure=title, verdict="not measured", detail=detail))
-                continue
-            detail = f"{100 * (one.ratio - 1):+.1f} % ({100 * (one.low - 1):+.1f} to {100 * (one.high - 1):+.1f})"
-            verdict = _verdict(one, 1 - CLAIMED_SAVING) if claimed else "measured"
-            found.append(Figure(figure=title, verdict=verdict, detail=detail))
+    for batch in batches:
+        for name in names:
+            claims: list[Claim | None] = [*_claims_on(result, network, baseline, regimes[name], batch)]
+            found += [_change(result, network, baseline, name, batch, claim) for claim in claims or [None]]
     return found
+
+
+def _claims_on(result: Result, network: str, baseline: str, regime: Regime, batch: int) -> list[Claim]:
+    return [
+        one for one in CLAIMS
+        if one.subject == "time" and (one.network, one.baseline) == (network, baseline)
+        and one.device in ("", result.kind) and one.regime in ("", regime.compared_as)
+        and batch >= one.least_batch and one.size_px == result.size_px
+    ]  # fmt: skip
+
+
+def _change(result: Result, network: str, baseline: str, regime: str, batch: int, claim: Claim | None) -> Figure:
+    title = f"{network} instead of {baseline}, {regime}, batch {batch}"
+    title += f": {claim.text} ({claim.source})" if claim is not None else ""
+    one = _comparison(result.comparisons, f"{network}/{regime}", f"{baseline}/{regime}", batch)
+    if one is None:
+        reasons = (_why(result.rows, name, regime, batch) for name in (network, baseline))
+        return Figure(figure=title, verdict="not measured", detail=next(filter(None, reasons), "not run"))
+    change, low, high = (100 * (ratio - 1) for ratio in (one.ratio, one.low, one.high))
+    verdict: Verdict = "measured" if claim is None else judge_change(claim, low, high)
+    return Figure(figure=title, verdict=verdict, detail=f"{change:+.1f} % ({low:+.1f} to {high:+.1f})")

@@ -15,7 +15,7 @@ from cuda_sessions import Sessions, random_feeds
 
 from cspdeploy.check.bound_call import BoundCall
 from cspdeploy.check.latency import LatencySettings, Measured, measure_rounds
-from cspdeploy.check.stats import compare_rounds, device_time, median_interval, percentile, spread, supported_percentile
+from cspdeploy.check.stats import compare_rounds, event_time, median_interval, percentile, spread, supported_percentile
 from cspdeploy.check.worker import Worker
 from cspdeploy.core.errors import CspDeployError
 
@@ -134,10 +134,10 @@ def _measure(
 def _fill(row: Row, found: Measured) -> Row:
     samples = [value for one in found.rounds_ms for value in one]
     low, high = median_interval(found.rounds_ms)
-    device = device_time(found.rounds_ms, found.device_rounds_ms)
+    device = event_time(found.rounds_ms, found.device_rounds_ms)
     return dataclasses.replace(
         row, p50_ms=percentile(samples, 50), ci_low_ms=low, ci_high_ms=high, p95_ms=supported_percentile(samples, 95),
-        device_p50_ms=device.p50_ms if device is not None and not row.copies else None, num_runs=len(samples),
+        events_p50_ms=device.p50_ms if device is not None and not row.copies else None, num_runs=len(samples),
         spread=spread(samples), stable=found.stable,
     )  # fmt: skip
 
@@ -164,5 +164,5 @@ def _ratio(measured: Mapping[str, Measured], subject: str, against: str, batch: 
     return Comparison(batch=batch, subject=subject, against=against, ratio=ratio.ratio, low=ratio.low, high=ratio.high)
 
 
-_ANCHORS = ("eager-fp32", "compile-fp16-nhwc", "ort-fp32")
+_ANCHORS = ("eager-tf32", "eager-fp32", "compile-fp16-nhwc", "ort-tf32", "ort-fp32")
 """What every row of the same network is compared with."""

@@ -6,6 +6,7 @@ Every export is a child process of its own, as many side by side as there are CP
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -23,9 +24,11 @@ from cspdeploy.core.spec import ModelSpec
 from cspdeploy.nets.registry import is_network
 from cspdeploy.runtimes.base import SessionRequest
 
-__all__ = ["ExportJob", "Network", "start_export"]
+__all__ = ["ExportJob", "Network", "name_of", "start_export"]
 
 CHILD = Path(__file__).with_name("cuda_export_child.py")
+READY = "ready"
+"""An empty file beside the model folder, once that is whole."""
 _CPUS_AN_EXPORT = 2
 """An export waits for files and for its own children about half of its time."""
 
@@ -71,6 +74,18 @@ class ExportJob:
     def __init__(self, name: str, given: str, folder: Path, process: subprocess.Popen[str] | None) -> None:
         self.name, self._given, self._folder, self._process = name, given, folder, process
 
+    def weights(self, size_px: int) -> Network | None:
+        """What can be opened before the export is done: PyTorch with the weights, without files and images.
+
+        None as long as they are not there; always of a bundle, which has none.
+        """
+        folder = self._folder / "models" / self.name
+        if self._process is None or not (self._folder / READY).is_file():
+            return None
+        spec = read_spec(folder)
+        spec = dataclasses.replace(spec, preprocess=spec.preprocess.with_size(size_px, size_px))
+        return Network(name=self.name, spec=spec, files={"eager": folder / WEIGHTS_FILE}, golden=None)
+
     def finish(self, seconds: float) -> Network:
         """The network, `seconds` later at the latest.
 
@@ -97,6 +112,20 @@ class ExportJob:
                 self._process.communicate()
 
 
+def name_of(given: str) -> str:
+    """What the network will be called: the name in the registry or in the model folder, or that of the bundle.
+
+    Raises:
+        InputError: none of these.
+    """
+    place = Path(given)
+    if (place / MANIFEST_FILE).is_file():
+        return place.name
+    if not is_network(given) and not (place / WEIGHTS_FILE).is_file():
+        raise InputError(f"--only {given}: no network, model folder or bundle", fix="see: cspdeploy list")
+    return given if is_network(given) else read_spec(place).name
+
+
 def start_export(given: str, folder: Path, *, size_px: int, int8: bool = False) -> ExportJob:
     """Begin to export into `folder`.
 
@@ -107,12 +136,9 @@ def start_export(given: str, folder: Path, *, size_px: int, int8: bool = False) 
     Raises:
         InputError: none of these.
     """
-    place = Path(given)
-    if (place / MANIFEST_FILE).is_file():
-        return ExportJob(place.name, given, folder, None)
-    if not is_network(given) and not (place / WEIGHTS_FILE).is_file():
-        raise InputError(f"--only {given}: no network, model folder or bundle", fix="see: cspdeploy list")
-    name = given if is_network(given) else read_spec(place).name
+    name = name_of(given)
+    if (Path(given) / MANIFEST_FILE).is_file():
+        return ExportJob(name, given, folder, None)
     command = [
         sys.executable, "-W", "ignore", str(CHILD), given, str(folder), str(size_px), "int8" if int8 else "float",
     ]  # fmt: skip

@@ -8,12 +8,15 @@ from typing import Literal
 
 from cspdeploy.check.variants import variants_of
 from cspdeploy.core.errors import InputError
+from cspdeploy.pipeline.regimes import regime_name
 from cspdeploy.runtimes.base import SessionRequest
 
-__all__ = ["NETWORK_PAIRS", "REGIMES", "Regime", "find_regimes"]
+__all__ = ["FIGURE_BATCHES", "NETWORK_PAIRS", "REGIMES", "Regime", "find_regimes"]
 
 NETWORK_PAIRS = (("cspdarknet53", "darknet53"), ("cspresnet50", "resnet50"), ("cspresnext50", "resnext50_32x4d"))
 """Each with its baseline, in the order in which they are measured where time is short."""
+FIGURE_BATCHES = (1, 32)
+"""Batches that figures are of."""
 
 FP32_LIMIT, FP16_LIMIT = 1e-5, 1e-2
 """Of the relative L2 distance from the network in FP64: aimed at for every network, TF32 off."""
@@ -29,7 +32,9 @@ class Regime:
         variant: of `cspdeploy.check.variants`.
         one_batch: a session holds for one batch: what is compiled or captured has its shapes in it.
         compiled: takes so long to open that it is opened ahead, side by side with others.
+        tf32: as the engines have it in use; off for verdicts on numbers in FP32 alone.
         limit: of parity; None: the drift is shown without a verdict.
+        extra: no figure needs its time, which is taken only where some is left over.
         with_copies: measured once more with the copies from and to the host in every run.
         optional: where its engine is not installed, that is no remark.
     """
@@ -44,7 +49,13 @@ class Regime:
     compiled: bool = False
     limit: float | None = None
     with_copies: bool = False
+    extra: bool = False
     optional: bool = False
+
+    @property
+    def compared_as(self) -> str:
+        """The same regime in `cspdeploy compare --paper`, which has TF32 as in use; empty where it has none such."""
+        return regime_name(self.runtime, self.source, self.variant) if self.tf32 or "cpu" in self.runtime else ""
 
     def request(self, base: SessionRequest) -> SessionRequest:
         """That of a session in this regime.
@@ -60,31 +71,38 @@ class Regime:
 
 
 _CUDA = (
-    Regime(name="eager-fp32", title="PyTorch eager FP32 NCHW", runtime="torch-cuda", source="eager",
-           limit=FP32_LIMIT, with_copies=True),
-    Regime(name="eager-tf32", title="PyTorch eager TF32 NCHW", runtime="torch-cuda", source="eager", tf32=True),
-    Regime(name="eager-fp32-nhwc", title="PyTorch eager FP32 channels-last", runtime="torch-cuda", source="eager",
-           variant="channels-last", limit=FP32_LIMIT),
+    Regime(name="eager-tf32", title="PyTorch eager FP32 NCHW, TF32 as in use", runtime="torch-cuda", source="eager",
+           tf32=True, with_copies=True),
+    Regime(name="eager-fp32", title="PyTorch eager FP32 NCHW, TF32 off", runtime="torch-cuda", source="eager",
+           limit=FP32_LIMIT),
+    Regime(name="eager-tf32-nhwc", title="PyTorch eager FP32 channels-last, TF32 as in use", runtime="torch-cuda",
+           source="eager", variant="channels-last", tf32=True),
+    Regime(name="eager-fp32-nhwc", title="PyTorch eager FP32 channels-last, TF32 off", runtime="torch-cuda",
+           source="eager", variant="channels-last", limit=FP32_LIMIT, extra=True),
+    Regime(name="eager-fp16", title="PyTorch eager FP16 NCHW", runtime="torch-cuda", source="eager", variant="fp16",
+           tf32=True, limit=FP16_LIMIT),
     Regime(name="eager-fp16-nhwc", title="PyTorch eager FP16 channels-last", runtime="torch-cuda", source="eager",
-           variant="fp16 channels-last", limit=FP16_LIMIT),
+           variant="fp16 channels-last", tf32=True, limit=FP16_LIMIT),
     Regime(name="compile-fp16-nhwc", title="torch.compile FP16 channels-last, max-autotune, CUDA graphs",
-           runtime="torch-cuda", source="eager", variant="compile fp16 channels-last", one_batch=True, compiled=True,
-           limit=FP16_LIMIT),
-    Regime(name="ort-fp32", title="ONNX Runtime CUDA FP32", runtime="ort-cuda", source="onnx", limit=FP32_LIMIT),
-    Regime(name="ort-tf32", title="ONNX Runtime CUDA TF32", runtime="ort-cuda", source="onnx", tf32=True),
-    Regime(name="ort-fp32-graph", title="ONNX Runtime CUDA FP32, CUDA graph", runtime="ort-cuda", source="onnx",
-           variant="cuda-graph", one_batch=True, limit=FP32_LIMIT),
-    Regime(name="ort-fp16", title="ONNX Runtime CUDA FP16", runtime="ort-cuda", source="onnx-fp16", limit=FP16_LIMIT,
-           with_copies=True),
+           runtime="torch-cuda", source="eager", variant="compile fp16 channels-last", tf32=True, one_batch=True,
+           compiled=True, limit=FP16_LIMIT),
+    Regime(name="ort-tf32", title="ONNX Runtime CUDA FP32, TF32 as in use", runtime="ort-cuda", source="onnx",
+           tf32=True),
+    Regime(name="ort-fp32", title="ONNX Runtime CUDA FP32, TF32 off", runtime="ort-cuda", source="onnx",
+           limit=FP32_LIMIT, extra=True),
+    Regime(name="ort-fp32-graph", title="ONNX Runtime CUDA FP32, TF32 off, CUDA graph", runtime="ort-cuda",
+           source="onnx", variant="cuda-graph", one_batch=True, limit=FP32_LIMIT, extra=True),
+    Regime(name="ort-fp16", title="ONNX Runtime CUDA FP16", runtime="ort-cuda", source="onnx-fp16", tf32=True,
+           limit=FP16_LIMIT, with_copies=True),
     Regime(name="ort-fp16-graph", title="ONNX Runtime CUDA FP16, CUDA graph", runtime="ort-cuda", source="onnx-fp16",
-           variant="cuda-graph", one_batch=True, limit=FP16_LIMIT),
+           variant="cuda-graph", tf32=True, one_batch=True, limit=FP16_LIMIT),
     Regime(name="ort-fp16-nhwc", title="ONNX Runtime CUDA FP16 NHWC", runtime="ort-cuda", source="onnx-fp16",
-           variant="nhwc", limit=FP16_LIMIT),
+           variant="nhwc", tf32=True, limit=FP16_LIMIT, extra=True),
     Regime(name="ort-fp16-nhwc-graph", title="ONNX Runtime CUDA FP16 NHWC, CUDA graph", runtime="ort-cuda",
-           source="onnx-fp16", variant="nhwc cuda-graph", one_batch=True, limit=FP16_LIMIT),
+           source="onnx-fp16", variant="nhwc cuda-graph", tf32=True, one_batch=True, limit=FP16_LIMIT),
     Regime(name="trt-fp16", title="ONNX Runtime TensorRT FP16", runtime="ort-tensorrt", source="onnx-fp16",
-           one_batch=True, limit=FP16_LIMIT, optional=True),
-    Regime(name="ort-int8", title="ONNX Runtime CUDA INT8 (Q/DQ)", runtime="ort-cuda", source="onnx-int8"),
+           tf32=True, one_batch=True, limit=FP16_LIMIT, extra=True, optional=True),
+    Regime(name="ort-int8", title="ONNX Runtime CUDA INT8 (Q/DQ)", runtime="ort-cuda", source="onnx-int8", tf32=True),
 )  # fmt: skip
 _CPU = (
     Regime(name="eager-fp32", title="PyTorch eager FP32 NCHW", runtime="torch-cpu", source="eager",
@@ -98,12 +116,12 @@ _CPU = (
            limit=FP16_LIMIT),
 )  # fmt: skip
 REGIMES: dict[str, tuple[Regime, ...]] = {"cuda": _CUDA, "cpu": _CPU}
-"""By kind of device; the first is what every other is compared with. The CPU's prove that the benchmark itself works
-where there is no GPU; its figures are none of CUDA's."""
+"""By kind of device; the first, as a user has it who sets nothing, is what every other is compared with. The
+CPU's prove that the benchmark itself works where there is no GPU; its figures are none of CUDA's."""
 
 
 def find_regimes(kind: str, names: tuple[str, ...]) -> tuple[Regime, ...]:
-    """Those named, in the table's order; all where none is named.
+    """Those named, in the table's order, none of which is extra then; all where none is named.
 
     Raises:
         InputError: an unknown name.
@@ -112,4 +130,6 @@ def find_regimes(kind: str, names: tuple[str, ...]) -> tuple[Regime, ...]:
     for name in names:
         if name not in known:
             raise InputError(f"--regime {name}: unknown, expected one of {', '.join(known)}")
-    return tuple(one for name, one in known.items() if not names or name in names)
+    if not names:
+        return tuple(known.values())
+    return tuple(dataclasses.replace(one, extra=False) for name, one in known.items() if name in names)

@@ -1,6 +1,6 @@
 """What the CUDA benchmark finds: one JSON file, valid after every stage, read back strictly, merged over several calls.
 
-Every latency is in milliseconds a call, by the host's clock unless a name says `device`. A ratio is of times,
+Every latency is in milliseconds a call, by the host's clock unless a name says `events`. A ratio is of times,
 subject over against: below 1 the subject is the faster.
 """
 
@@ -45,7 +45,7 @@ class Row:
     Attributes:
         copies: inputs come from the host and outputs go back in every run.
         rotated: each run had another input than the one before, all of them together larger than the L2 cache.
-        device_p50_ms: between two events on the session's stream; None where the engine gives none.
+        events_p50_ms: between two events on the session's stream, gaps between kernels in it; None: it gives none.
         spread: distance between the quartiles over the median.
         operators: nodes by provider and operator, as the engine placed them.
     """
@@ -61,7 +61,7 @@ class Row:
     ci_low_ms: float | None = None
     ci_high_ms: float | None = None
     p95_ms: float | None = None
-    device_p50_ms: float | None = None
+    events_p50_ms: float | None = None
     num_runs: int = 0
     spread: float | None = None
     stable: bool = True

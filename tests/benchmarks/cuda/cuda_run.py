@@ -8,54 +8,50 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from cuda_budget import OUT_OF_TIME, Budget, Pace
-from cuda_figures import COMPILED, EAGER, GRAPHS, TEST_IMAGES, judge, missed_rows
+from cuda_figures import COMPILED, EAGER, GRAPHS, REFERENCE, judge, missed_rows, unjudged
 from cuda_latency import Group, time_group
-from cuda_networks import ExportJob, Network, exports_at_once, start_export
+from cuda_networks import Network
 from cuda_parity import check_agreement, check_parity
+from cuda_plan import (
+    AGREEMENT_MODEL,
+    Job,
+    Plan,
+    agreement_images,
+    describe_watch,
+    num_rows,
+    title_of,
+    unmeasured,
+)  # fmt: skip
+from cuda_prepare import Preparation, with_int8
 from cuda_regimes import Regime
-from cuda_result import Result, Row
+from cuda_result import Parity, Result, Row
 from cuda_sessions import Sessions
 from cuda_tests import run_tests
 
-from cspdeploy.check.latency import LatencySettings
-from cspdeploy.core.datasets import FASHION_MNIST, open_dataset
 from cspdeploy.core.errors import CspDeployError, InputError
-from cspdeploy.core.gpu_watch import GpuSummary, GpuWatch
-from cspdeploy.core.model_folder import CALIBRATION_FILE, read_calibration, read_spec
+from cspdeploy.core.gpu_watch import GpuWatch
+from cspdeploy.core.model_folder import read_spec
 from cspdeploy.core.preprocess import preprocess
 
 __all__ = ["PARTS", "Plan", "Run"]
 
-ROOT = Path(__file__).parents[3]
 PARTS = ("tests", "agreement", "latency", "parity", "int8", "profile")
-TESTS_SHARE, TESTS_MOST_S = 0.3, 150.0
-PREPARE_SHARE, PREPARE_MOST_S = 0.45, 200.0
+TESTS_SHARE, TESTS_MOST_S = 0.9, 150.0
+TESTS_S = 75.0
+"""Left for the tests by what is timed before them."""
+PREPARE_SHARE, PREPARE_MOST_S = 0.4, 170.0
 """Exports and compilations: torch.compile's max-autotune takes a minute and more for each network and batch."""
 SECONDS_A_ROW = 3.0
 """A guess before the first group: two seconds of timing, and an opening that is shared out."""
-AGREEMENT_MODEL = ROOT / "models" / "cspdarknet53"
+PARITY_SECONDS = 10.0
+"""Left for the numbers of one network: a dozen sessions, opened side by side, and ten runs in each."""
 AGREEMENT_REGIMES = ("eager-fp32-nhwc", "eager-fp16-nhwc", "ort-fp32", "ort-fp16", "ort-fp16-nhwc")
 AGREEMENT_SECONDS = 60.0
 INT8_NETWORK = "cspdarknet53"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is to be run. `groups`: a network and its baseline, or one alone, in order."""
-
-    kind: str
-    groups: tuple[tuple[str, ...], ...]
-    batches: tuple[int, ...]
-    regimes: tuple[Regime, ...]
-    parts: tuple[str, ...]
-    settings: LatencySettings
-    size_px: int
+AGREEMENT_EXPORT, INT8_EXPORT = "(agreement)", "(int8)"
 
 
 class Run:
@@ -75,118 +71,173 @@ class Run:
         """All stages. What goes wrong in one is noted, and the next begins."""
         with tempfile.TemporaryDirectory(prefix="cuda-benchmark-") as folder:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(folder) / "inductor"))
-            if "tests" in self._plan.parts:
-                with self._stage("tests"):
-                    self._tests()
-            if "agreement" in self._plan.parts:
-                with self._stage("agreement"):
-                    self._agreement(Path(folder) / "agreement")
-            if {"latency", "parity", "int8"} & {*self._plan.parts}:
+            if {"agreement", "latency", "parity", "int8"} & {*self._plan.parts}:
                 self._measure(Path(folder))
+            elif "tests" in self._plan.parts:
+                self._tests()
         self._note()
+        lost = unjudged(self.result.figures)
+        _tell(f"{len(self.result.figures) - len(lost)} of {len(self.result.figures)} figures are measured")
+        for figure in lost:
+            _tell(f"not judged: {figure.figure}: {figure.detail}")
         return self.result
 
     # --- stages ---
 
     def _tests(self) -> None:
-        found, problem = run_tests(self._budget.share(TESTS_SHARE, most=TESTS_MOST_S))
-        self.result = dataclasses.replace(self.result, tests=tuple(found))
-        if problem:
-            raise InputError(problem)
+        with self._stage("tests"):
+            found, problem = run_tests(self._budget.share(TESTS_SHARE, most=TESTS_MOST_S))
+            self.result = dataclasses.replace(self.result, tests=tuple(found))
+            if problem:
+                raise InputError(problem)
 
     def _measure(self, folder: Path) -> None:
+        end = self._budget.left - self._budget.share(PREPARE_SHARE, most=PREPARE_MOST_S)
         with Sessions() as sessions:
-            with self._stage("exports and compilations"):
-                networks = self._prepare(folder, sessions)
-            with GpuWatch() as watch:
-                for batch, names in [(batch, names) for batch in self._plan.batches for names in self._plan.groups]:
-                    group = [networks[name] for name in names if name in networks]
-                    self._group(group, names, batch, sessions)
-                    self.result = dataclasses.replace(self.result, watch=describe_watch(watch.summary()))
-            told = (*self.result.remarks, *watch.findings())
-            self.result = dataclasses.replace(self.result, remarks=tuple(dict.fromkeys(told)))
+            with Preparation(folder, sessions, self._budget, size_px=self._plan.size_px, end=end) as ahead:
+                networks = self._prepare(ahead, sessions, end)
+            first = [(batch, names) for names in self._plan.groups for batch in self._plan.first_batches]
+            rest = [
+                (batch, names) for batch in self._plan.batches if batch not in self._plan.first_batches
+                for names in self._plan.groups
+            ]  # fmt: skip
+            wanted = bool({"latency", "int8"} & {*self._plan.parts})
+            with_tests = "tests" in self._plan.parts
+            left = self._time_all(first, networks, sessions, keep_s=TESTS_S if with_tests else 0.0) if wanted else []
+            if with_tests:
+                self._tests()
+            if wanted:
+                for batch, names in self._time_all([*left, *rest], networks, sessions, later=True):
+                    self._leave_out(names, networks, batch)
 
-    def _prepare(self, folder: Path, sessions: Sessions) -> dict[str, Network]:
-        """Networks by the name they were given, in order; those that failed are left out, and the reason is noted."""
-        seconds = self._budget.share(PREPARE_SHARE, most=PREPARE_MOST_S)
-        end = self._budget.left - seconds
-        networks: dict[str, Network] = {}
-        waiting = list(dict.fromkeys(name for group in self._plan.groups for name in group))
-        jobs: list[tuple[str, ExportJob]] = []
-        try:
-            int8 = self._start_int8(folder)
-            while waiting or jobs:
-                while waiting and len(jobs) < exports_at_once():
-                    given = waiting.pop(0)
-                    place = folder / Path(given).name
-                    jobs.append((given, start_export(given, place, size_px=self._plan.size_px)))
-                given, job = jobs.pop(0)
-                try:
-                    networks[given] = job.finish(self._budget.left - end)
-                except CspDeployError as error:
-                    self._budget.skip(f"export of {given}", error.message)
-            self._compile(networks, sessions, self._budget.left - end)
-            if int8 is not None:
-                networks |= self._take_int8(networks, int8, self._budget.left - end)
-        finally:
-            for _, job in jobs:
-                job.stop()
+    def _prepare(self, ahead: Preparation, sessions: Sessions, end: float) -> dict[str, Network]:
+        """Networks by the name they were given, in order; those that failed are left out, and the reason is noted.
+
+        What decides numbers alone is measured while others compile: it needs no quiet.
+        """
+        names = tuple(dict.fromkeys(name for group in self._plan.groups for name in group))
+        parity, compiled = "parity" in self._plan.parts, [one for one in self._plan.regimes if one.compiled]
+        wanted = {"latency", "parity", "int8"} & {*self._plan.parts}
+        with self._stage("exports"):
+            self._begin(ahead, names if wanted else ())
+            networks = self._take(ahead, names if wanted else ())
+        if parity:
+            first = {networks[name].name for name in self._plan.groups[0] if name in networks}  # timed next
+            with self._stage("parity"):
+                for network in networks.values():
+                    self._parity(network, [one for one in self._plan.regimes if not one.compiled], sessions)
+                    if network.name not in first:
+                        sessions.release(network)
+        if "agreement" in self._plan.parts:
+            with self._stage("agreement"):
+                self._agreement(ahead)
+        if compiled and networks:
+            with self._stage("compilations"):
+                sessions.wait_compiled(self._budget.left - end)
+            for network in networks.values() if parity else ():
+                self._parity(network, compiled, sessions)
+        if INT8_EXPORT in ahead.begun and INT8_NETWORK in networks:
+            networks[INT8_NETWORK] = with_int8(networks[INT8_NETWORK], ahead, INT8_EXPORT)
         return networks
 
-    def _start_int8(self, folder: Path) -> ExportJob | None:
-        """The trained model, where it is at hand: an INT8 file needs ranges that mean something."""
-        wanted = "int8" in self._plan.parts and any(INT8_NETWORK in group for group in self._plan.groups)
-        if not wanted or not AGREEMENT_MODEL.is_dir():
-            return None
-        return start_export(str(AGREEMENT_MODEL), folder / "int8", size_px=self._plan.size_px, int8=True)
+    def _begin(self, ahead: Preparation, names: Sequence[str]) -> None:
+        for name in names:
+            ahead.export(name, name)
+        if "agreement" in self._plan.parts and AGREEMENT_MODEL.is_dir():
+            spec = read_spec(AGREEMENT_MODEL)
+            ahead.export(AGREEMENT_EXPORT, str(AGREEMENT_MODEL), size_px=spec.preprocess.height_px)
+        # An INT8 file needs ranges that mean something: the trained model's, where it is at hand.
+        if "int8" in self._plan.parts and INT8_NETWORK in names and AGREEMENT_MODEL.is_dir():
+            ahead.export(INT8_EXPORT, str(AGREEMENT_MODEL), int8=True)
+        for name in names:
+            ahead.compile(name, self._plan.regimes, self._plan.first_batches)
 
-    def _take_int8(self, networks: dict[str, Network], job: ExportJob, seconds: float) -> dict[str, Network]:
-        network = networks.get(INT8_NETWORK)
-        if network is None:
-            job.stop()
-            return {}
-        try:
-            made = job.finish(seconds).files["onnx-int8"]
-        except (CspDeployError, KeyError) as error:
-            missing = {**network.missing, "onnx-int8": str(error)}
-            return {INT8_NETWORK: dataclasses.replace(network, missing=missing)}
-        return {INT8_NETWORK: dataclasses.replace(network, files={**network.files, "onnx-int8": made})}
+    def _take(self, ahead: Preparation, names: Sequence[str]) -> dict[str, Network]:
+        networks: dict[str, Network] = {}
+        for name in names:
+            try:
+                networks[name] = ahead.take(name)
+            except CspDeployError as error:
+                self._budget.skip(f"export of {name}", error.message)
+                for batch in self._plan.batches:
+                    self._add_rows(unmeasured(name, batch, self._plan.regimes, error.message))
+        return networks
 
-    def _compile(self, networks: dict[str, Network], sessions: Sessions, seconds: float) -> None:
-        wanted = [
-            (networks[name], regime, batch)
-            for batch in self._plan.batches for group in self._plan.groups for name in group if name in networks
-            for regime in self._plan.regimes if regime.compiled
-        ]  # fmt: skip
-        sessions.compile_ahead(wanted, seconds=seconds, budget=self._budget)
+    def _parity(self, network: Network, regimes: Sequence[Regime], sessions: Sessions) -> None:
+        batch = self._plan.batches[0]
+        if self._budget.allows(PARITY_SECONDS):
+            for regime in regimes:
+                sessions.start(network, regime, batch)  # side by side
+            found = tuple(check_parity(network, regime, batch, sessions) for regime in regimes)
+        else:
+            found = tuple(Parity(network=network.name, regime=one.name, limit=one.limit, reason=OUT_OF_TIME)
+                          for one in regimes)  # fmt: skip
+        self.result = dataclasses.replace(self.result, parity=self.result.parity + found)
 
-    def _group(self, group: Sequence[Network], names: Sequence[str], batch: int, sessions: Sessions) -> None:
-        name = f"{' and '.join(Path(one).name for one in names)}, batch {batch}"
-        num_rows = sum(1 + regime.with_copies for regime in self._plan.regimes) * len(group)
-        if not group:
-            return
-        if not self._budget.allows(self._pace.need(num_rows)):
-            self._budget.skip(name)
-            self._add_rows([
-                Row(network=network.name, batch=batch, regime=regime.name, runtime=regime.runtime, reason=OUT_OF_TIME)
-                for network in group for regime in self._plan.regimes
-            ])  # fmt: skip
-            self._note()
-            return
+    def _time_all(
+        self, jobs: Sequence[Job], networks: dict[str, Network], sessions: Sessions, *, keep_s: float = 0.0,
+        later: bool = False,
+    ) -> list[Job]:  # fmt: skip
+        """Time one group after the other, as long as there is time for it; those that are left.
+
+        Args:
+            keep_s: seconds that are left for what comes after.
+        """
+        left: list[Job] = []
+        if not jobs:
+            return left
+        with GpuWatch() as watch:
+            for index, (batch, names) in enumerate(jobs):
+                group = [networks[name] for name in names if name in networks]
+                rows_to_come = sum(len(others) * num_rows(self._plan.needed(one)) for one, others in jobs[index + 1 :])
+                regimes = self._affordable(len(group), batch, keep_s=keep_s, rows_to_come=rows_to_come)
+                if group and regimes:
+                    self._group(group, names, batch, regimes, sessions)
+                    found = describe_watch(watch.summary())
+                    found = {f"{name} (later rows)": value for name, value in found.items()} if later else found
+                    self.result = dataclasses.replace(self.result, watch=self.result.watch | found)
+                elif group:
+                    left.append((batch, names))
+                if index + 1 == len(jobs) or jobs[index + 1][1] != names:
+                    for network in group:
+                        sessions.release(network)
+        told = (*self.result.remarks, *watch.findings())
+        self.result = dataclasses.replace(self.result, remarks=tuple(dict.fromkeys(told)))
+        return left
+
+    def _affordable(
+        self, num_networks: int, batch: int, *, keep_s: float, rows_to_come: int
+    ) -> tuple[Regime, ...]:  # fmt: skip
+        """All regimes, if that leaves time for what figures need of the groups to come; else what figures need of this
+        one; else none."""
+        left = self._budget.left - keep_s
+        every, needed = self._plan.possible(batch), self._plan.needed(batch)
+        if self._pace.need(num_networks * num_rows(every) + rows_to_come) <= left:
+            return every
+        return needed if self._pace.need(num_networks * num_rows(needed)) <= left else ()
+
+    def _leave_out(self, names: Sequence[str], networks: dict[str, Network], batch: int) -> None:
+        self._budget.skip(title_of(names, batch))
+        for name in names:
+            if name in networks:
+                self._add_rows(unmeasured(networks[name].name, batch, self._plan.regimes, OUT_OF_TIME))
+
+    def _group(
+        self, group: Sequence[Network], names: Sequence[str], batch: int, regimes: Sequence[Regime], sessions: Sessions
+    ) -> None:
         started = self._budget.left
-        with self._stage(name):
-            if {"latency", "int8"} & {*self._plan.parts}:
-                self._time(group, batch, sessions)
-            if "parity" in self._plan.parts and batch == self._plan.batches[0]:
-                for network in group:
-                    found = tuple(check_parity(network, regime, batch, sessions) for regime in self._plan.regimes)
-                    self.result = dataclasses.replace(self.result, parity=self.result.parity + found)
+        with self._stage(title_of(names, batch)):
+            self._time(group, batch, regimes, sessions)
+            timed = {one.name for one in regimes}
+            without = [one for one in self._plan.regimes if one.name not in timed]
+            for network in group:
+                self._add_rows(unmeasured(network.name, batch, without, OUT_OF_TIME))
         for network in group:
             sessions.close_of(network, batch=batch)
-        self._pace.note(started - self._budget.left, num_rows)
+        self._pace.note(started - self._budget.left, num_rows(regimes) * len(group))
 
-    def _time(self, group: Sequence[Network], batch: int, sessions: Sessions) -> None:
-        found = time_group(group, self._plan.regimes, batch, sessions, settings=self._plan.settings, progress=_tell)
+    def _time(self, group: Sequence[Network], batch: int, regimes: Sequence[Regime], sessions: Sessions) -> None:
+        found = time_group(group, regimes, batch, sessions, settings=self._plan.settings, progress=_tell)
         self._add_rows(found.rows)
         self.result = dataclasses.replace(self.result, comparisons=self.result.comparisons + found.comparisons)
         if "profile" in self._plan.parts:
@@ -200,19 +251,20 @@ class Run:
                 profiles = tuple(found.profile(network.name, regime, batch) for regime in (*GRAPHS, COMPILED, EAGER))
                 self.result = dataclasses.replace(self.result, profiles=self.result.profiles + profiles)
 
-    def _agreement(self, folder: Path) -> None:
+    def _agreement(self, ahead: Preparation) -> None:
         if not self._budget.allows(AGREEMENT_SECONDS):
             raise InputError(OUT_OF_TIME)
+        if AGREEMENT_EXPORT not in ahead.begun:
+            raise InputError(f"{AGREEMENT_MODEL} is missing")
         spec = read_spec(AGREEMENT_MODEL)
-        size_px = spec.preprocess.height_px
-        network = start_export(str(AGREEMENT_MODEL), folder, size_px=size_px).finish(self._budget.left)
-        network = dataclasses.replace(network, name=f"{network.name} ({size_px} px, trained)")
-        stored, images = _images()
+        network = ahead.take(AGREEMENT_EXPORT)
+        network = dataclasses.replace(network, name=f"{network.name} ({spec.preprocess.height_px} px, trained)")
+        stored, images = agreement_images()
         x_NCHW = preprocess(list(stored), spec.preprocess)
         wanted = [one for one in self._plan.regimes if one.name in AGREEMENT_REGIMES]
-        reference = next((one for one in self._plan.regimes if one.name == EAGER), None)
+        reference = next((one for one in self._plan.regimes if one.name == REFERENCE), None)
         if reference is None:
-            raise InputError(f"{EAGER} is not among the regimes, and decides what is right")
+            raise InputError(f"{REFERENCE} is not among the regimes, and decides what is right")
         with Sessions() as sessions:
             found = check_agreement(network, wanted, reference, x_NCHW, images, sessions)
         self.result = dataclasses.replace(self.result, parity=(*self.result.parity, *found))
@@ -236,27 +288,6 @@ class Run:
         self.result = dataclasses.replace(self.result, stages=tuple(self._budget.stages))
         self.result = dataclasses.replace(self.result, figures=judge(self.result))
         self._save(self.result)
-
-
-def describe_watch(summary: GpuSummary) -> dict[str, str]:
-    """Clocks, power and temperature while things were timed; empty without a GPU."""
-    found = {
-        "SM clock, MHz": summary.sm_clock_mhz, "memory clock, MHz": summary.memory_clock_mhz,
-        "power, W": summary.power_w, "temperature, C": summary.temperature_c,
-    }  # fmt: skip
-    told = {name: ", ".join(f"{part:g}" for part in value) for name, value in found.items() if value is not None}
-    return told | ({"clocks held by": ", ".join(summary.reasons)} if summary.reasons else {})
-
-
-def _images() -> tuple[npt.NDArray[np.uint8], str]:
-    """As stored, and what they are in words: the test images where they are installed."""
-    try:
-        stored = open_dataset(FASHION_MNIST, split="test").stored
-    except InputError:
-        stored = None
-    if stored is not None:
-        return stored, TEST_IMAGES
-    return read_calibration(AGREEMENT_MODEL / CALIBRATION_FILE), "calibration images"
 
 
 def _tell(what: str) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +44,14 @@ class Sessions:
     def __init__(self) -> None:
         self._workers: dict[Key, Worker] = {}
         self._errors: dict[Key, CspDeployError] = {}
+        self._ahead: dict[Key, Future[None]] = {}
+        self._pool = ThreadPoolExecutor(max(1, num_usable_cpus() // _CPUS_A_COMPILE))
 
     def __enter__(self) -> Sessions:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.wait_compiled(0.0)
         for worker in self._workers.values():
             worker.close()
 
@@ -84,48 +86,57 @@ class Sessions:
             raise
         return self._workers[key]
 
-    def compile_ahead(self, wanted: Sequence[tuple[Network, Regime, int]], *, seconds: float, budget: Budget) -> None:
-        """Open what compiles and run it once, several side by side, until `seconds` have passed: then the rest is left.
+    def compile_ahead(
+        self, name: str, load: Callable[[], Network], regime: Regime, batch: int, *, end: float, budget: Budget
+    ) -> None:
+        """Begin to open what compiles, and to run it once, in a thread of its own: several side by side.
 
-        Nothing may be timed meanwhile. Inductor's cache is shared between them (TORCHINDUCTOR_CACHE_DIR).
+        Nothing may be timed until `wait_compiled` has returned. Inductor's cache is shared between them
+        (TORCHINDUCTOR_CACHE_DIR).
+
+        Args:
+            load: waits for the network's weights.
+            end: what is left of the budget when it is given up.
         """
-        at_end = budget.left - seconds
-        room = max(1, num_usable_cpus() // _CPUS_A_COMPILE)
-        pool = ThreadPoolExecutor(room)
-        waiting: dict[Future[None], Key] = {}
-        queue: Iterator[tuple[Network, Regime, int]] = iter(wanted)
-        try:
-            while budget.left > at_end:
-                for network, regime, batch in itertools.islice(queue, room - len(waiting)):
-                    self.start(network, regime, batch, seconds=budget.left - at_end)
-                    key = _key(network, regime, batch)
-                    if key in self._workers:
-                        waiting[pool.submit(self._run_once, network, regime, batch)] = key
-                if not waiting:
-                    break
-                done, _ = wait(waiting, timeout=max(0.0, budget.left - at_end), return_when=FIRST_COMPLETED)
-                for future in done:
-                    del waiting[future]
-        finally:
-            for key in waiting.values():
-                self._drop(key)
-            pool.shutdown(wait=True, cancel_futures=True)
+        key = (name, regime.name, batch)
+        self._ahead[key] = self._pool.submit(self._compile, key, load, regime, end, budget)
 
-    def _run_once(self, network: Network, regime: Regime, batch: int) -> None:
-        key = _key(network, regime, batch)
+    def wait_compiled(self, seconds: float) -> None:
+        """Until all is compiled, or `seconds` have passed: the rest is left, and what had begun is ended."""
+        _, late = wait(self._ahead.values(), timeout=max(0.0, seconds))
+        dropped = [key for key, future in self._ahead.items() if future in late]
+        for key in dropped:
+            self._drop(key)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for key in dropped:  # whose thread was just about to begin
+            self._drop(key)
+
+    def _compile(self, key: Key, load: Callable[[], Network], regime: Regime, end: float, budget: Budget) -> None:
         try:
-            self.get(network, regime, batch).run(random_feeds(network.spec, batch))
+            if budget.left <= end:
+                raise RuntimeUnavailableError(OUT_OF_TIME)
+            network = load()
+            self.start(network, regime, key[2], seconds=budget.left - end)
+            self.get(network, regime, key[2]).run(random_feeds(network.spec, key[2]))
         except CspDeployError as error:
             self._errors.setdefault(key, error)
 
     def _drop(self, key: Key) -> None:
         """It is not ready in time."""
         self._errors[key] = RuntimeUnavailableError(OUT_OF_TIME)
-        self._workers[key].close()
+        if key in self._workers:
+            self._workers[key].close()
+
+    def release(self, network: Network) -> None:
+        """End all processes of a network but those that took a compilation to open; they can be opened again."""
+        for key in [key for key in list(self._workers) if key[0] == network.name and key not in self._ahead]:
+            self._workers.pop(key).close()
 
     def close_of(self, network: Network, *, batch: int | None = None) -> None:
         """End the processes of a network; of those that hold for one batch, that batch's alone."""
-        for key in [key for key in self._workers if key[0] == network.name and (batch is None or key[2] == batch)]:
+        for key in [
+            key for key in list(self._workers) if key[0] == network.name and (batch is None or key[2] == batch)
+        ]:
             self._workers.pop(key).close()
             self._errors.setdefault(key, RuntimeUnavailableError("its process was ended"))
 

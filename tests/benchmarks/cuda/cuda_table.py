@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from cuda_figures import unjudged
 from cuda_regimes import REGIMES
-from cuda_result import Parity, Profile, Result, Row
+from cuda_result import Figure, Parity, Profile, Result, Row
 
 __all__ = ["markdown"]
 
@@ -29,7 +30,7 @@ def markdown(result: Result) -> str:
         parts += ["## Remarks", "\n".join(f"- {one}" for one in result.remarks)]
     if result.figures:
         figures = [(one.figure, f"**{one.verdict}**", one.detail) for one in result.figures]
-        parts += ["## Figures", _table(("figure", "verdict", "measured"), figures)]
+        parts += ["## Figures", _judged(result.figures), _table(("figure", "verdict", "measured"), figures)]
     if result.rows:
         parts += ["## Latency", _LATENCY_NOTE, *_latency(result)]
     if result.parity:
@@ -47,10 +48,10 @@ def markdown(result: Result) -> str:
 
 
 _LATENCY_NOTE = (
-    "Median of one call by the host's clock with its 95 % interval; `device` between two events on the stream. "
-    "Every row keeps its inputs and outputs on the device (I/O binding) and takes turns with other inputs, together "
-    "larger than the L2 cache, but the rows `with copies`. `vs eager` is the ratio of times within the same rounds: "
-    "below 1 is faster than the first row."
+    "Median of one call by the host's clock with its 95 % interval; `between events` on the stream, gaps between "
+    "kernels in it. Every row keeps its inputs and outputs on the device (I/O binding) and takes turns with other "
+    "inputs, together larger than the L2 cache, but the rows `with copies`. `vs eager` is the ratio of times within "
+    "the same rounds: below 1 is faster than the first row."
 )
 _PARITY_NOTE = (
     "Against the network in FP64. A row without a limit shows the drift of a speed setting. `differ` counts runs on "
@@ -58,11 +59,18 @@ _PARITY_NOTE = (
 )
 
 
+def _judged(figures: Sequence[Figure]) -> str:
+    lost = unjudged(figures)
+    if not lost:
+        return f"All {len(figures)} were measured."
+    return f"{len(lost)} of {len(figures)} could not be judged: they are `not measured`, with the reason beside them."
+
+
 def _latency(result: Result) -> Iterable[str]:
     titles = {one.name: one.title for one in REGIMES[result.kind]}
     ratios = {
         (one.subject, one.batch): one for one in result.comparisons
-        if one.against == f"{one.subject.partition('/')[0]}/eager-fp32"
+        if one.against == f"{one.subject.partition('/')[0]}/{REGIMES[result.kind][0].name}"
     }  # fmt: skip
     groups = dict.fromkeys((row.network, row.batch) for row in result.rows)
     for network, batch in groups:
@@ -76,11 +84,11 @@ def _latency(result: Result) -> Iterable[str]:
             ratio = ratios.get((f"{network}/{row.regime}" + ("+copies" if row.copies else ""), batch))
             lines.append((
                 title, f"{row.p50_ms:.3f} ({row.ci_low_ms:.3f} to {row.ci_high_ms:.3f})",
-                "" if row.device_p50_ms is None else f"{row.device_p50_ms:.3f}", f"{1e3 * batch / row.p50_ms:.0f}",
+                "" if row.events_p50_ms is None else f"{row.events_p50_ms:.3f}", f"{1e3 * batch / row.p50_ms:.0f}",
                 "" if ratio is None else f"{ratio.ratio:.3f} ({ratio.low:.3f} to {ratio.high:.3f})", _notes(row),
             ))  # fmt: skip
         yield f"### {network}, batch {batch}"
-        yield _table(("regime", "ms", "device ms", "images/s", "vs eager", "notes"), lines)
+        yield _table(("regime", "ms", "between events ms", "images/s", "vs eager", "notes"), lines)
 
 
 def _notes(row: Row) -> str:

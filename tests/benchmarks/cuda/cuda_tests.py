@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
+import cuda_outcomes
 from cuda_facts import TEST_PACKAGES, missing_packages
 from cuda_networks import child_paths
+from cuda_outcomes import OUTCOMES_VARIABLE, read_outcomes
 from cuda_result import TestOutcome
 
 from cspdeploy.core.errors import RuntimeUnavailableError
 
-__all__ = ["marked_files", "read_junit", "run_tests"]
+__all__ = ["MARKER", "marked_files", "run_tests"]
 
 ROOT = Path(__file__).parents[3]
 _MARKED = re.compile(
     r"^pytestmark = pytest\.mark\.cuda|^\s*@pytest\.mark\.cuda|^pytestmark = \[.*mark\.cuda", re.MULTILINE
 )
-_TOLD_CHARACTERS = 300
+MARKER = "cuda and not slow"
+"""Those that are slow compile networks for minutes, which does not fit into a call: pytest -m 'cuda and slow'."""
 _ENDING_S = 10.0
 
 
@@ -42,41 +47,38 @@ def run_tests(seconds: float, *, root: Path = ROOT) -> tuple[list[TestOutcome], 
         names = ", ".join(one.name for one in missing)
         raise RuntimeUnavailableError(f"not run: {names} is missing", fix="pip install 'cspdeploy[dev,export]'")
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "junit.xml"
-        # Versions are those of the machine, not the pinned ones: what they warn of is no failure there.
-        command = [
-            sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-W", "default", "-p", "no:cacheprovider",
-            f"--junitxml={report}", *(str(path) for path in marked_files(root)),
-        ]  # fmt: skip
-        process = subprocess.Popen(command, cwd=root, env=child_paths(), stdout=sys.stderr)
-        try:
-            process.wait(max(1.0, seconds))
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_ENDING_S)
-            process.kill()
-            process.wait()
-            return _read(report), f"not run to the end: out of time after {seconds:.0f} s"
-        found = _read(report)
-        if process.returncode not in (0, 1) or not found:
-            return found, f"pytest ended with {process.returncode} and {len(found)} tests"
-        return found, ""
+        return _run(marked_files(root), seconds, root, Path(folder) / "outcomes.jsonl")
 
 
-def _read(report: Path) -> list[TestOutcome]:
-    return read_junit(report.read_text(encoding="utf-8")) if report.is_file() else []
+def _run(files: Sequence[Path], seconds: float, root: Path, outcomes: Path) -> tuple[list[TestOutcome], str]:
+    # Versions are those of the machine, not the pinned ones: what they warn of is no failure there.
+    command = [
+        sys.executable, "-m", "pytest", "-m", MARKER, "-q", "-W", "default", "-p", "no:cacheprovider",
+        "-p", cuda_outcomes.__name__, *(str(path) for path in files),
+    ]  # fmt: skip
+    environment = {**child_paths(), OUTCOMES_VARIABLE: str(outcomes)}
+    # A session of its own: what it has started is ended with it, and holds the GPU no longer when latency is measured.
+    process = subprocess.Popen(command, cwd=root, env=environment, stdout=sys.stderr, start_new_session=True)
+    code, problem = -1, ""
+    try:
+        code = process.wait(max(1.0, seconds))
+    except subprocess.TimeoutExpired:
+        problem = f"not run to the end: out of time after {seconds:.0f} s"
+    finally:
+        _end(process)
+    found, running = read_outcomes(outcomes)
+    if problem:
+        return found, problem + (f", in {running}" if running else "")
+    if code not in (0, 1) or running or not found:
+        return found, f"pytest ended with {code} and {len(found)} tests" + (f", in {running}" if running else "")
+    return found, ""
 
 
-def read_junit(text: str) -> list[TestOutcome]:
-    """The cases of a JUnit report."""
-    found = []
-    for case in ElementTree.fromstring(text).iter("testcase"):  # noqa: S314  # what pytest wrote a moment ago
-        name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name', '')}"
-        bad = next((child for child in case if child.tag in ("failure", "error")), None)
-        left = next((child for child in case if child.tag == "skipped"), None)
-        told = bad if bad is not None else left
-        detail = " ".join((told.get("message") or "").split())[:_TOLD_CHARACTERS] if told is not None else ""
-        outcome = "failed" if bad is not None else "skipped" if left is not None else "passed"
-        found.append(TestOutcome(name=name, outcome=outcome, detail=detail))  # type: ignore[arg-type]
-    return found
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """All of its session: at first politely, so that engines give their memory back."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_ENDING_S)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -18,21 +17,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import cuda_device  # noqa: E402
-from cuda_budget import Budget, Pace  # noqa: E402
-from cuda_figures import judge  # noqa: E402
-from cuda_regimes import FP16_LIMIT, REGIMES, find_regimes  # noqa: E402
-from cuda_result import (  # noqa: E402
-    Comparison,
-    Kind,
-    Parity,
-    Result,
-    Row,
-    merge_results,
-    read_result,
-    write_result,
-)
+from cuda_regimes import REGIMES, find_regimes  # noqa: E402
+from cuda_result import read_result  # noqa: E402
 from cuda_table import NO_CUDA, markdown  # noqa: E402
-from cuda_tests import marked_files, read_junit, run_tests  # noqa: E402
+from cuda_tests import marked_files, run_tests  # noqa: E402
 
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError  # noqa: E402
 from cspdeploy.runtimes import all_runtimes  # noqa: E402
@@ -44,25 +32,6 @@ assert _SPEC is not None
 assert _SPEC.loader is not None
 MAIN = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(MAIN)
-FACTS = {"gpu": "a GPU", "gpu_driver": "580.1", "torch": "2.13.0"}
-
-
-def _result(kind: Kind = "cuda", **parts: object) -> Result:
-    return dataclasses.replace(
-        Result(kind=kind, commands=("python tests/benchmarks/cuda",), size_px=256, facts=FACTS),
-        **parts,  # type: ignore[arg-type]
-    )
-
-
-def _row(network: str, regime: str, batch: int = 1, p50_ms: float | None = 1.0, reason: str = "") -> Row:
-    return Row(
-        network=network, regime=regime, batch=batch, runtime="ort-cuda", p50_ms=p50_ms, ci_low_ms=p50_ms,
-        ci_high_ms=p50_ms, num_runs=80 if p50_ms else 0, reason=reason,
-    )  # fmt: skip
-
-
-def _ratio(subject: str, against: str, ratio: float, batch: int = 1) -> Comparison:
-    return Comparison(subject=subject, against=against, batch=batch, ratio=ratio, low=0.98 * ratio, high=1.02 * ratio)
 
 
 # --- the run itself ---
@@ -123,6 +92,10 @@ def test_all_stages_on_the_cpu(run: Callable[..., Done], two_bundles: list[str],
     page = (tmp_path / "out" / "cuda.md").read_text()
     assert NO_CUDA in page
     assert "### ours, batch 1" in page
+    # Numbers first, which need no quiet; then the batches that figures are of; then the others.
+    assert [one.name for one in found.stages] == [
+        "exports", "parity", "ours and theirs, batch 1", "ours and theirs, batch 2"
+    ]  # fmt: skip
 
 
 def test_what_there_is_no_time_for_is_said_and_kept(
@@ -134,6 +107,10 @@ def test_what_there_is_no_time_for_is_said_and_kept(
     assert {row.reason for row in found.rows} == {"not measured: out of time"}
     assert {one.verdict for one in found.figures} == {"not measured"}
     assert "not done" in done.stdout
+    assert f"0 of {len(found.figures)} figures are measured" in done.stderr
+    assert done.stderr.count("== not judged: ") == len(found.figures)
+    page = (tmp_path / "out" / "cuda.md").read_text()
+    assert f"{len(found.figures)} of {len(found.figures)} could not be judged" in page
 
 
 def test_no_gpu_is_exit_3_in_one_line(tmp_path: Path) -> None:
@@ -176,7 +153,7 @@ def test_networks_of_the_registry_are_exported_and_timed(
     assert {row.network for row in found.rows} == {"cspresnet50", "resnet50"}
     assert {row.regime for row in found.rows} == {one.name for one in REGIMES["cpu"]}
     assert not [row.reason for row in found.rows if row.reason]
-    assert any(one.figure.startswith("cspresnet50 instead of resnet50, eager-fp32, batch 2: 18 % off")
+    assert any(one.figure.startswith("cspresnet50 instead of resnet50, eager-fp32, batch 2")
                and one.verdict != "not measured" for one in found.figures)  # fmt: skip
 
 
@@ -208,187 +185,6 @@ def test_why_no_gpu_can_be_used() -> None:
     assert told(_driver(0, 2)) == ""
 
 
-# --- time ---
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_a_budget_counts_down_and_notes_what_became_of_each_stage() -> None:
-    clock = _Clock()
-    budget = Budget(60.0, clock=clock)
-    with budget.stage("first"):
-        clock.now += 20
-    with budget.stage("second"):
-        clock.now += 5
-        raise InputError("no such thing", fix="make it")
-    budget.skip("third")
-    assert [(one.name, one.outcome, one.seconds, one.reason) for one in budget.stages] == [
-        ("first", "done", 20.0, ""),
-        ("second", "not done", 5.0, "no such thing (fix: make it)"),
-        ("third", "not done", 0.0, "not measured: out of time"),
-    ]
-    assert budget.left == 35.0
-    assert (budget.allows(35.0), budget.allows(35.1)) == (True, False)
-    assert (budget.share(0.4), budget.share(0.4, most=10.0)) == (14.0, 10.0)
-    clock.now += 100
-    assert budget.left < 0
-    assert not budget.allows(0.0)
-    assert budget.share(0.5) == 0.0
-
-
-def test_a_fault_of_the_benchmark_is_noted_and_not_swallowed() -> None:
-    budget = Budget(60.0, clock=_Clock())
-    with pytest.raises(ZeroDivisionError), budget.stage("broken"):
-        raise ZeroDivisionError("division")
-    assert budget.stages[0].reason == "ZeroDivisionError: division"
-
-
-def test_the_dearest_group_seen_decides_whether_the_next_is_begun() -> None:
-    pace = Pace(2.0)
-    assert pace.need(10) == 20.0
-    pace.note(5.0, 10)
-    assert pace.need(10) == 5.0
-    pace.note(40.0, 10)
-    pace.note(5.0, 10)
-    pace.note(1.0, 0)
-    assert pace.need(10) == 40.0
-
-
-# --- figures ---
-
-
-def _speed(compiled: float, eager: float, large: float) -> Result:
-    name = "cspdarknet53"
-    return _result(
-        rows=(_row(name, "ort-fp16-graph"),),
-        comparisons=(
-            _ratio(f"{name}/ort-fp16-graph", f"{name}/compile-fp16-nhwc", 2 * compiled),
-            _ratio(f"{name}/ort-fp16-nhwc-graph", f"{name}/compile-fp16-nhwc", compiled),
-            _ratio(f"{name}/ort-fp16-graph", f"{name}/eager-fp32", eager),
-            _ratio(f"{name}/ort-fp16-graph", f"{name}/compile-fp16-nhwc", large, batch=32),
-        ),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("compiled", "eager", "large", "verdicts"),
-    [
-        (0.99, 0.32, 1.08, ["holds"] * 3),
-        (1.02, 1 / 3, 1 / 0.9, ["undecided"] * 3),  # within 2 % of each, which is what their intervals hold
-        (1.05, 0.35, 1.15, ["does not hold"] * 3),
-        (0.5, 0.1, 0.5, ["holds"] * 3),
-    ],
-)
-def test_figures_of_speed(compiled: float, eager: float, large: float, verdicts: list[str]) -> None:
-    figures = judge(_speed(compiled, eager, large))
-    speed = [one for one in figures if one.figure.startswith("cspdarknet53: ort-cuda")]
-    assert [one.verdict for one in speed] == verdicts
-    assert "ort-fp16-nhwc-graph" in speed[0].detail  # the faster layout
-
-
-def test_nothing_measured_is_no_pass_and_says_why() -> None:
-    rows = (_row("cspdarknet53", "ort-fp16-graph", p50_ms=None, reason="no CUDA provider"),)
-    for result in (_result(), _result(rows=rows)):
-        figures = judge(result)
-        assert {one.verdict for one in figures} == {"not measured"}
-    first = next(one for one in judge(_result(rows=rows)) if one.figure.startswith("cspdarknet53: ort-cuda"))
-    assert first.detail == "no CUDA provider"
-
-
-@pytest.mark.parametrize(
-    ("rel_l2", "bad_run", "verdict"), [(0.009, 0, "holds"), (0.011, 0, "does not hold"), (0.009, 2, "does not hold")]
-)
-def test_figure_of_fp16(rel_l2: float, bad_run: int, verdict: str) -> None:
-    parity = Parity(network="resnet50", regime="ort-fp16", limit=FP16_LIMIT, rel_l2=rel_l2, first_bad_run=bad_run)
-    result = _result(rows=(_row("resnet50", "ort-fp16"),), parity=(parity,))
-    figure = next(one for one in judge(result) if one.figure.startswith("resnet50: FP16"))
-    assert (figure.verdict, figure.speed) == (verdict, False)
-
-
-@pytest.mark.parametrize(
-    ("agreement", "images", "verdict"),
-    [
-        (0.995, "test images of Fashion-MNIST", "holds"),
-        (0.9949, "test images of Fashion-MNIST", "does not hold"),
-        (1.0, "calibration images", "not measured"),
-    ],
-)
-def test_figure_of_agreement(agreement: float, images: str, verdict: str) -> None:
-    rows = (Parity(network="x", regime="ort-fp16", num_images=512, images=images, top1_agreement=agreement),)
-    figure = next(one for one in judge(_result(parity=rows)) if "top-1 agreement" in one.figure)
-    assert figure.verdict == verdict
-
-
-@pytest.mark.parametrize(("ratio", "verdict"), [(0.80, "holds"), (0.82, "undecided"), (0.84, "does not hold")])
-def test_the_claim_of_18_percent_is_judged_regime_by_regime(ratio: float, verdict: str) -> None:
-    rows = tuple(_row(name, "eager-fp32") for pair in ("resnet50", "darknet53") for name in (f"csp{pair}", pair))
-    result = _result(rows=rows, comparisons=(
-        _ratio("cspresnet50/eager-fp32", "resnet50/eager-fp32", ratio),
-        _ratio("cspdarknet53/eager-fp32", "darknet53/eager-fp32", ratio),
-    ))  # fmt: skip
-    found = {one.figure: one for one in judge(result)}
-    claim = found["cspresnet50 instead of resnet50, eager-fp32, batch 1: 18 % off the time"]
-    assert (claim.verdict, claim.detail[:7]) == (verdict, f"{100 * (ratio - 1):+.1f} %")
-    assert found["cspdarknet53 instead of darknet53, eager-fp32, batch 1"].verdict == "measured"
-    assert found["cspresnet50 instead of resnet50, ort-fp16, batch 32: 18 % off the time"].verdict == "not measured"
-
-
-# --- files ---
-
-
-def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    result = _speed(1.0, 0.3, 1.0)
-    result = dataclasses.replace(result, figures=judge(result))
-    write_result(tmp_path / "new" / "cuda.json", result)
-    assert read_result(tmp_path / "new" / "cuda.json") == result
-    data = json.loads((tmp_path / "new" / "cuda.json").read_text())
-    for change in ({"schema_version": 99}, {"speed": 1}):
-        (tmp_path / "bad.json").write_text(json.dumps(data | change))
-        with pytest.raises(InputError):
-            read_result(tmp_path / "bad.json")
-
-
-def test_results_of_two_calls_are_one() -> None:
-    out = "not measured: out of time"
-    first = _result(
-        rows=(_row("a", "x"), _row("a", "x", 32, None, out), _row("b", "x")),
-        comparisons=(_ratio("a/x", "a/y", 0.5), _ratio("b/x", "b/y", 0.5)),
-    )  # fmt: skip
-    second = _result(
-        rows=(_row("a", "x", 32, 2.0), _row("b", "x", 1, 3.0), _row("b", "y", 1, 4.0), _row("a", "x", 1, None, out)),
-        comparisons=(_ratio("b/x", "b/y", 0.75),),
-    )  # fmt: skip
-    found = merge_results(first, second)
-    assert {(one.network, one.regime, one.batch): one.p50_ms for one in found.rows} == {
-        ("a", "x", 1): 1.0, ("a", "x", 32): 2.0, ("b", "x", 1): 3.0, ("b", "y", 1): 4.0
-    }  # fmt: skip
-    assert {one.subject: one.ratio for one in found.comparisons} == {"a/x": 0.5, "b/x": 0.75}
-
-
-@pytest.mark.parametrize("fact", ["gpu", "gpu_driver", "torch"])
-def test_results_of_two_machines_are_never_one(fact: str) -> None:
-    with pytest.raises(InputError, match=fact):
-        merge_results(_result(), _result(facts=FACTS | {fact: "another"}))
-    with pytest.raises(InputError, match="expected the same"):
-        merge_results(_result(), _result("cpu"))
-
-
-def test_a_page_holds_every_row_and_what_it_lacks() -> None:
-    rows = (_row("cspdarknet53", "ort-fp16"), _row("cspdarknet53", "trt-fp16", 1, None, "no | TensorRT"))
-    page = markdown(_result(rows=rows, remarks=("onnxsim is not installed",)))
-    assert "| ONNX Runtime CUDA FP16 | 1.000 (1.000 to 1.000) |" in page
-    assert "| ONNX Runtime TensorRT FP16 | not measured |" in page
-    assert "no \\| TensorRT" in page
-    assert "- onnxsim is not installed" in page
-    assert NO_CUDA not in page
-
-
 # --- regimes ---
 
 
@@ -408,23 +204,6 @@ def test_every_regime_is_one_that_a_runtime_has(kind: str) -> None:
 
 
 # --- tests ---
-
-
-JUNIT = """<?xml version="1.0"?><testsuites><testsuite>
-<testcase classname="tests.cuda.test_a" name="test_one"/>
-<testcase classname="tests.cuda.test_a" name="test_two"><failure message="assert 1&#10; == 2">x</failure></testcase>
-<testcase classname="tests.cuda.test_a" name="test_three"><error message="broken"/></testcase>
-<testcase classname="tests.cuda.test_a" name="test_four"><skipped message="no"/></testcase>
-</testsuite></testsuites>"""
-
-
-def test_what_became_of_the_tests_is_read_from_pytest() -> None:
-    assert [(one.name, one.outcome, one.detail) for one in read_junit(JUNIT)] == [
-        ("test_a::test_one", "passed", ""),
-        ("test_a::test_two", "failed", "assert 1 == 2"),
-        ("test_a::test_three", "failed", "broken"),
-        ("test_a::test_four", "skipped", "no"),
-    ]
 
 
 def test_without_pytest_the_tests_are_not_run_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

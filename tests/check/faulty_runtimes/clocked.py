@@ -9,15 +9,17 @@ import numpy as np
 
 from cspdeploy.core.errors import DeviceMemoryError
 from cspdeploy.runtimes.base import Feeds, Outputs, Runtime, SessionRequest
+from cspdeploy.runtimes.tf32 import override_setting
 
 MOST_IMAGES = 8
 """That have room on the small one."""
 
 
 class _Call:
-    def __init__(self, run: Callable[[Feeds], Outputs], sets: Sequence[Feeds]) -> None:
+    def __init__(self, run: Callable[[Feeds], Outputs], sets: Sequence[Feeds], *, copies_in: bool = False) -> None:
         self._run, self._sets, self._turn = run, sets, 0
         self.device_ms: float | None = None
+        self.copies_in = copies_in
 
     def __call__(self) -> None:
         started = time.perf_counter()
@@ -31,8 +33,8 @@ class _Session:
     def __init__(self, request: SessionRequest, *, most_images: int) -> None:
         self.placement: dict[str, int] = {}
         self.nodes = ()
-        self.settings = {"graph": str(request.cuda_graph), "search": request.cuda.conv_search}
-        self._most_images = most_images
+        self.settings = {"graph": str(request.cuda_graph), "search": request.cuda.conv_search, **override_setting()}
+        self._most_images, self._captured = most_images, request.cuda_graph
         self.seen: set[bytes] = set()
 
     def run(self, feeds: Feeds) -> Outputs:
@@ -45,7 +47,7 @@ class _Session:
         return _Call(self.run, [feeds])
 
     def bind_sets(self, sets: Sequence[Feeds]) -> _Call:
-        return _Call(self.run, sets)
+        return _Call(self.run, sets, copies_in=self._captured)
 
 
 RUNTIMES = tuple(

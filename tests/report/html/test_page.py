@@ -373,7 +373,7 @@ def test_how_sessions_were_set_has_a_table_where_something_is_known(inputs: _Inp
     first = next(row for row in inputs.report.rows if row.rel_l2 is not None)
     told = dataclasses.replace(
         first, settings={"tf32": "off", "tf32 (timed)": "on", HOSTILE: HOSTILE}, tf32_rel_l2=3.1e-4,
-        rounding_rel_l2=4.2e-4, device_p50_ms=0.613,
+        rounding_rel_l2=4.2e-4, events_p50_ms=0.613,
         repeats=Repeats(num_runs=10, num_different=9, max_rel_l2=1.2e-7),
     )  # fmt: skip
     rows = tuple(told if row is first else row for row in inputs.report.rows)
