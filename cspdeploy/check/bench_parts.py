@@ -171,6 +171,7 @@ def _sweep(job: Job, row: BenchRow, settings: BenchSettings, progress: Progress)
         base, job.request, runtime_name=row.runtime, feeds=feeds, threads=threads, time_limit_s=job.time_limit_s,
         progress=lambda what, done, total: progress(f"sweep of {row.title}", done, total),
         settings=gpu_settings(SWEEP_SETTINGS) if job.on_gpu else SWEEP_SETTINGS, rotate=settings.rotate,
-        apart=job.request.cuda_graph or bool(job.request.cuda.compile),
+        # On a GPU a batch that finds no memory ends its process, and the others must go on.
+        apart=job.on_gpu or job.request.cuda_graph or bool(job.request.cuda.compile),
     )  # fmt: skip
     return Parts(sweep=tuple(cells), notes=notes)

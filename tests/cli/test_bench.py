@@ -89,7 +89,7 @@ def test_variants_that_a_runtime_has_not_change_nothing(run: Run, tmp_path: Path
     done = run("bench", _write(tmp_path / "a.onnx"), "--variants", "--json", *QUICK)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert [(row["runtime"], row["variant"], row["device"], row["inputs"]) for row in report["rows"]] == [
+    assert [(row["runtime"], row["variant"], row["events"], row["inputs"]) for row in report["rows"]] == [
         ("ort-cpu", "", None, "")
     ]  # fmt: skip
     assert report["gpus"] == []
