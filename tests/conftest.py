@@ -24,8 +24,9 @@ from cspdeploy.check.worker import EngineError
 from cspdeploy.core.codec import to_json
 from cspdeploy.core.errors import CspDeployError
 from cspdeploy.core.model_folder import write_calibration, write_spec
+from cspdeploy.core.results import Timing
 from cspdeploy.core.spec import ModelSpec, NetworkSpec, Preprocess, Provenance
-from cspdeploy.core.types import Frontend, Timing
+from cspdeploy.core.types import Frontend
 from cspdeploy.export import simplify
 from cspdeploy.nets.cspnet import CspNetConfig, StageConfig, StemConfig
 from cspdeploy.nets.registry import build

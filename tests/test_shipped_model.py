@@ -12,7 +12,7 @@ from cspdeploy.core.catalog import EAGER
 from cspdeploy.core.codec import to_json
 from cspdeploy.core.datasets import FASHION_MNIST_FOLDER, open_dataset
 from cspdeploy.core.model_folder import read_calibration, read_labels, read_spec
-from cspdeploy.core.types import VerifyReport
+from cspdeploy.core.results import VerifyReport
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
 
 MODELS = Path(__file__).parents[1] / "models"

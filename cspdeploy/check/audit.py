@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cspdeploy.check.macs import UNCOUNTED, MacOperator, count_macs, mac_operator, needed_tensors
 from cspdeploy.check.shapes import choose_input_shapes, find_dtypes, find_shapes, run_for_shapes
 from cspdeploy.core.onnx_graph import DEFAULT_DOMAIN, Node, OnnxModel, Tensor, read_onnx, walk_nodes
-from cspdeploy.core.types import PrecisionAudit
+from cspdeploy.core.results import PrecisionAudit
 
 __all__ = ["INT8_WEIGHTS", "audit_model", "audit_onnx", "declared_precision", "weight_tensors"]
 

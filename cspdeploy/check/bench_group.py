@@ -20,7 +20,7 @@ from cspdeploy.check.time_limits import time_limit_of
 from cspdeploy.check.variants import PLAIN, Variant, select_variants
 from cspdeploy.check.worker import EngineError, Worker, WorkerCrashedError, WorkerHungError
 from cspdeploy.core.errors import CspDeployError, InputError, RuntimeUnavailableError
-from cspdeploy.core.types import Timing
+from cspdeploy.core.results import Timing
 from cspdeploy.runtimes.base import SessionRequest
 from cspdeploy.runtimes.tf32 import OFF_NOTE, is_off
 

@@ -18,7 +18,7 @@ from cspdeploy.check.subject import Array, Candidate, Subject
 from cspdeploy.check.sweep import Copies, SweepCell
 from cspdeploy.check.variants import Variant
 from cspdeploy.core.errors import InputError
-from cspdeploy.core.types import ColdStart, MemoryUse, Timing
+from cspdeploy.core.results import ColdStart, MemoryUse, Timing
 from cspdeploy.runtimes.base import ConvSearch, CudaOptions, SessionRequest
 
 __all__ = [

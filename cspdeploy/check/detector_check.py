@@ -15,7 +15,7 @@ from cspdeploy.check.subject import Candidate, Subject
 from cspdeploy.core.compare import Comparison
 from cspdeploy.core.detection import judge
 from cspdeploy.core.detection.spec import Decode, Detection
-from cspdeploy.core.types import Limit
+from cspdeploy.core.results import Limit
 
 __all__ = ["compare_detector"]
 

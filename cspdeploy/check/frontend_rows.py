@@ -22,8 +22,9 @@ from cspdeploy.core.errors import CspDeployError
 from cspdeploy.core.graph_images import in_order, pixels_for, with_pixel_change
 from cspdeploy.core.onnx_edit import cut_part
 from cspdeploy.core.onnx_graph import read_onnx
+from cspdeploy.core.results import Limit, ParityRow
 from cspdeploy.core.spec import Preprocess
-from cspdeploy.core.types import Frontend, Limit, ParityRow
+from cspdeploy.core.types import Frontend
 from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.base import Outputs, SessionRequest
 

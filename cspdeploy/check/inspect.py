@@ -10,7 +10,8 @@ from cspdeploy.check.audit import audit_model, declared_precision, weight_tensor
 from cspdeploy.core.card import CARD_KEY, SUMMARY_KEY, ModelCard, read_card
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.onnx_graph import OnnxModel, Value, read_onnx
-from cspdeploy.core.types import PrecisionAudit, TensorInfo
+from cspdeploy.core.results import PrecisionAudit
+from cspdeploy.core.types import TensorInfo
 
 __all__ = ["Inspection", "WeightSummary", "inspect_onnx"]
 

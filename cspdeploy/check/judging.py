@@ -18,8 +18,8 @@ from cspdeploy.core.detection.decisions import detector_limits
 from cspdeploy.core.graph_images import check_top_k
 from cspdeploy.core.metrics import relative_l2
 from cspdeploy.core.quantised import count_quantised
+from cspdeploy.core.results import Limit
 from cspdeploy.core.tolerance import allowed_flips, limits_for
-from cspdeploy.core.types import Limit
 from cspdeploy.runtimes.base import Outputs
 
 __all__ = ["detects", "joint_distance", "judge_outputs", "limits_of", "rows_of_first_call", "subject_of_first_call"]

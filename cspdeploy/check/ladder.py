@@ -15,9 +15,9 @@ from cspdeploy.check.subject_check import PREPROCESS, SubjectCheck
 from cspdeploy.core.detection.labelled import LabelledBoxes
 from cspdeploy.core.env import describe_environment
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.results import ParityRow, VerifyReport
 from cspdeploy.core.sizes import base_kind
 from cspdeploy.core.tolerance import ALL_ARTIFACTS
-from cspdeploy.core.types import ParityRow, VerifyReport
 
 __all__ = [
     "DEFAULT_TIME_LIMIT_S", "VerifySettings", "compare_with", "require_comparable", "verify_bundles", "verify_subjects",

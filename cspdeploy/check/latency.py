@@ -14,7 +14,7 @@ from cspdeploy.check.latency_settings import STABLE_WINDOWS, LatencySettings, gp
 from cspdeploy.check.machine import advise
 from cspdeploy.check.stats import compare_rounds, median_interval, percentile, spread, supported_percentile
 from cspdeploy.core.errors import CspDeployError
-from cspdeploy.core.types import Timing
+from cspdeploy.core.results import Timing
 
 __all__ = [
     "LatencySettings", "Measured", "gpu_settings", "measure_latency", "measure_rounds", "noise_warning", "summarise",

@@ -11,7 +11,8 @@ from cspdeploy.check.settings import VerifySettings
 from cspdeploy.check.time_limits import time_limit_of
 from cspdeploy.check.worker import BoundCall, EngineError, Worker
 from cspdeploy.core.errors import CspDeployError
-from cspdeploy.core.types import ColdStart, MemoryUse, PlacedNode
+from cspdeploy.core.results import ColdStart, MemoryUse
+from cspdeploy.core.types import PlacedNode
 from cspdeploy.runtimes.base import Feeds, Outputs, Runtime, Session, SessionRequest
 
 __all__ = ["CheckedSession", "start_session"]

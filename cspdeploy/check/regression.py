@@ -23,8 +23,8 @@ from cspdeploy.core.catalog import ACCURACY_BUDGET, EAGER
 from cspdeploy.core.errors import CspDeployError, InputError
 from cspdeploy.core.metrics import relative_l2, top_k
 from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.results import ParityRow, Regression
 from cspdeploy.core.sizes import Size, base_kind, size_label, size_of
-from cspdeploy.core.types import ParityRow, Regression
 from cspdeploy.runtimes.base import Outputs
 
 __all__ = ["compare_bundles", "require_comparable"]

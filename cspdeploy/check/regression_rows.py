@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from cspdeploy.core.types import ParityRow, Regression
+from cspdeploy.core.results import ParityRow, Regression
 
 __all__ = ["SIZE_BUDGET", "Judgement", "judge_rows"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspdeploy.core.metrics import relative_l2
-from cspdeploy.core.types import Repeats, Verdict
+from cspdeploy.core.results import Repeats, Verdict
 from cspdeploy.runtimes.base import Outputs, Runtime
 
 __all__ = ["DEVICE_REPEATS", "Judge", "Repeated", "check_repeats", "num_repeats"]

@@ -39,8 +39,8 @@ from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.detection.labelled import LabelledBoxes
 from cspdeploy.core.errors import CspDeployError, DeviceMemoryError, InputError
 from cspdeploy.core.onnx_graph import read_onnx
+from cspdeploy.core.results import ParityRow, PrecisionAudit, Verdict
 from cspdeploy.core.sizes import base_kind
-from cspdeploy.core.types import ParityRow, PrecisionAudit, Verdict
 from cspdeploy.runtimes.base import Outputs
 
 __all__ = ["RungCheck", "failed_row", "run_all"]

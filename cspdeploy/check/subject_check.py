@@ -27,9 +27,9 @@ from cspdeploy.core.env import other_machine
 from cspdeploy.core.errors import CspDeployError, DeviceMemoryError, RuntimeUnavailableError
 from cspdeploy.core.metrics import max_abs_difference
 from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.results import ParityRow, Timing
 from cspdeploy.core.sizes import sized_kind
 from cspdeploy.core.tolerance import PREPROCESS_LIMIT, require_known
-from cspdeploy.core.types import ParityRow, Timing
 
 __all__ = ["PREPROCESS", "SubjectCheck"]
 

@@ -12,7 +12,7 @@ from cspdeploy.check.stats import percentile
 from cspdeploy.check.worker import BoundCall, Worker
 from cspdeploy.core.env import num_usable_cpus
 from cspdeploy.core.errors import CspDeployError, DeviceMemoryError
-from cspdeploy.core.types import Timing
+from cspdeploy.core.results import Timing
 from cspdeploy.runtimes.base import Feeds, SessionRequest
 
 __all__ = [

@@ -27,7 +27,8 @@ from cspdeploy.core.errors import (
     InputError,
     RuntimeUnavailableError,
 )
-from cspdeploy.core.types import ColdStart, MemoryUse, PlacedNode
+from cspdeploy.core.results import ColdStart, MemoryUse
+from cspdeploy.core.types import PlacedNode
 from cspdeploy.runtimes.base import Feeds, Outputs, ProfiledNode, SessionRequest
 
 __all__ = ["BoundCall", "EngineError", "Opened", "Worker", "WorkerCrashedError", "WorkerHungError"]

@@ -17,7 +17,7 @@ from cspdeploy.check.burst import run_burst
 from cspdeploy.check.rotation import rotated_sets
 from cspdeploy.check.worker import Opened
 from cspdeploy.core.errors import EXIT_NO_ENGINE, CspDeployError, DeviceMemoryError, InputError, RuntimeUnavailableError
-from cspdeploy.core.types import MemoryUse
+from cspdeploy.core.results import MemoryUse
 from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.base import Feeds, Outputs, ProfiledNode, Runtime, Session, SessionRequest
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cspdeploy.check.subject import Subject
     from cspdeploy.core.datasets import LabelledImages
     from cspdeploy.core.detection.labelled import LabelledBoxes
-    from cspdeploy.core.types import VerifyReport
+    from cspdeploy.core.results import VerifyReport
 
 __all__ = ["finish_verify", "register"]
 

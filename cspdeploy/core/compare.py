@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cspdeploy.core.catalog import TIE_FACTOR
 from cspdeploy.core.metrics import error_histogram, max_abs_difference, relative_l2, softmax, sqnr_db, top_k
-from cspdeploy.core.types import ImageBoxes, ImageDecision, Limit, Verdict
+from cspdeploy.core.results import ImageBoxes, ImageDecision, Limit, Verdict
 
 __all__ = ["Comparison", "compare_outputs"]
 

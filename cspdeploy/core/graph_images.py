@@ -16,8 +16,9 @@ import numpy.typing as npt
 from cspdeploy.core.catalog import CLASSES_OUTPUT, FP16_LIMIT, PROBABILITIES_OUTPUT
 from cspdeploy.core.metrics import softmax
 from cspdeploy.core.preprocess import read_pixels, resize_pixels
+from cspdeploy.core.results import Limit, Verdict
 from cspdeploy.core.spec import Preprocess
-from cspdeploy.core.types import Artifact, Frontend, Limit, Verdict
+from cspdeploy.core.types import Artifact, Frontend
 
 __all__ = ["check_top_k", "graph_pixels", "in_order", "pixel_change", "pixels_for", "with_pixel_change"]
 

@@ -17,7 +17,7 @@ from cspdeploy.core.bundle import TIMINGS_FILE
 from cspdeploy.core.codec import from_json, to_json
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.json_file import write_text
-from cspdeploy.core.types import ParityRow
+from cspdeploy.core.results import ParityRow
 
 __all__ = ["RecordedTiming", "Timings", "read_timings", "timings_of", "write_timings"]
 

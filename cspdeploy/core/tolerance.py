@@ -20,7 +20,7 @@ from cspdeploy.core.catalog import (
 from cspdeploy.core.errors import InputError, did_you_mean
 from cspdeploy.core.golden import Golden
 from cspdeploy.core.metrics import relative_l2
-from cspdeploy.core.types import Limit
+from cspdeploy.core.results import Limit
 
 __all__ = [
     "ALL_ARTIFACTS",

@@ -27,7 +27,7 @@ from cspdeploy.core.detection.spec import (
     Detection,
 )
 from cspdeploy.core.golden import Golden
-from cspdeploy.core.types import Limit
+from cspdeploy.core.results import Limit
 
 __all__ = ["compare_detector"]
 

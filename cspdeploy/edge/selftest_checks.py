@@ -18,9 +18,10 @@ from cspdeploy.core.golden import Golden
 from cspdeploy.core.graph_images import check_top_k, pixel_change, with_pixel_change
 from cspdeploy.core.metrics import max_abs_difference
 from cspdeploy.core.quantised import count_quantised, recorded_quantised
+from cspdeploy.core.results import Limit
 from cspdeploy.core.sizes import Size, size_label
 from cspdeploy.core.tolerance import PREPROCESS_LIMIT, allowed_flips, limits_for, noise_floors
-from cspdeploy.core.types import Artifact, Limit, Manifest
+from cspdeploy.core.types import Artifact, Manifest
 from cspdeploy.edge.calls import Calls
 from cspdeploy.edge.images import Feed
 from cspdeploy.edge.opening import OpenedArtifact

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cspdeploy.core.results import Verdict
 from cspdeploy.core.text import one_line
-from cspdeploy.core.types import PlacedNode, Verdict
+from cspdeploy.core.types import PlacedNode
 
 __all__ = ["SELFTEST_SCHEMA_VERSION", "CheckRow", "LatencyRow", "SelftestReport", "render_selftest", "told_of"]
 

@@ -24,7 +24,7 @@ from cspdeploy.check.worker import EngineError, Worker
 from cspdeploy.core.catalog import EAGER, INPUT_NAME
 from cspdeploy.core.errors import CspDeployError, DeviceMemoryError, InputError, RuntimeUnavailableError
 from cspdeploy.core.gpu_watch import GpuWatch
-from cspdeploy.core.types import Timing
+from cspdeploy.core.results import Timing
 from cspdeploy.pipeline.engines import describe_engine
 from cspdeploy.pipeline.pair_sides import Prepared
 from cspdeploy.pipeline.regimes import PairRegime, regime_name

@@ -9,9 +9,10 @@ from pathlib import Path
 from cspdeploy.core.bundle import BUNDLE, disk_errors, read_manifest
 from cspdeploy.core.env import describe_environment
 from cspdeploy.core.golden import read_golden
+from cspdeploy.core.results import LayerCurve, VerifyReport
 from cspdeploy.core.sizes import golden_file, sizes_of
 from cspdeploy.core.timings import timings_of, write_timings
-from cspdeploy.core.types import Artifact, LayerCurve, Manifest, VerifyReport
+from cspdeploy.core.types import Artifact, Manifest
 from cspdeploy.report.html import bundle_rows, write_report
 
 __all__ = ["publish_report"]

@@ -22,8 +22,8 @@ from cspdeploy.core.detection.spec import Detection
 from cspdeploy.core.errors import InputError
 from cspdeploy.core.metrics import sqnr_db, top_k
 from cspdeploy.core.onnx_graph import read_onnx
+from cspdeploy.core.results import Timing
 from cspdeploy.core.spec import Accuracy, Preprocess
-from cspdeploy.core.types import Timing
 from cspdeploy.quant.box_agreement import BoxAgreement
 from cspdeploy.quant.budget import Judgement
 from cspdeploy.quant.view import view_arrays, view_of

@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cspdeploy.core.catalog import ACCURACY_BUDGET, INT8_AGREEMENT, TIE_FACTOR
+from cspdeploy.core.results import Limit, ParityRow, VerifyReport
 from cspdeploy.core.sizes import base_kind
-from cspdeploy.core.types import Limit, ParityRow, VerifyReport
 from cspdeploy.report.sessions import session_lines
 
 __all__ = ["render_explain"]

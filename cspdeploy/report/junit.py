@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from xml.etree import ElementTree as ET
 
-from cspdeploy.core.types import ParityRow, Regression, VerifyReport
+from cspdeploy.core.results import ParityRow, Regression, VerifyReport
 from cspdeploy.report.sessions import settings_words
 
 __all__ = ["junit_xml"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cspdeploy.core.types import ParityRow, Repeats
+from cspdeploy.core.results import ParityRow, Repeats
 from cspdeploy.runtimes.tf32 import OFF_NOTE, is_off
 
 __all__ = ["half_words", "repeats_words", "session_lines", "settings_words", "tf32_words"]

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from cspdeploy.core.types import ParityRow, Regression, VerifyReport
+from cspdeploy.core.results import ParityRow, Regression, VerifyReport
 from cspdeploy.report.sessions import half_words, tf32_words
 
 __all__ = ["UNTRAINED", "compact_table", "format_bytes", "number", "percent", "render_verify", "speed_word"]

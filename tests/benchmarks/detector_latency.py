@@ -27,7 +27,7 @@ from PIL import Image
 from cspdeploy.check.latency import LatencySettings, measure_latency, noise_warning
 from cspdeploy.check.machine import MachineWatch
 from cspdeploy.core.detection.fast import find_boxes_fast
-from cspdeploy.core.types import Timing
+from cspdeploy.core.results import Timing
 from cspdeploy.edge.detecting import rule_of
 from cspdeploy.edge.images import Feed
 from cspdeploy.edge.opening import OpenedArtifact, open_artifact

@@ -25,7 +25,7 @@ from cspdeploy.check.latency import LatencySettings, measure_latency, noise_warn
 from cspdeploy.check.machine import MachineWatch
 from cspdeploy.check.worker import Worker
 from cspdeploy.core.env import describe_environment
-from cspdeploy.core.types import Timing
+from cspdeploy.core.results import Timing
 from cspdeploy.runtimes.base import SessionRequest
 
 NUM_LAYERS, NUM_EXTRA = 56, 3

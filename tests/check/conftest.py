@@ -19,8 +19,9 @@ from cspdeploy.core.bundle import file_record, write_manifest
 from cspdeploy.core.catalog import artifact_file
 from cspdeploy.core.golden import Golden, read_golden, write_golden
 from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.results import ParityRow, VerifyReport
 from cspdeploy.core.spec import ModelSpec
-from cspdeploy.core.types import Artifact, Manifest, ParityRow, TensorInfo, VerifyReport
+from cspdeploy.core.types import Artifact, Manifest, TensorInfo
 
 
 @pytest.fixture(autouse=True, scope="package")

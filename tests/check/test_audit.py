@@ -12,7 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from cspdeploy.check import shapes
 from cspdeploy.check.audit import audit_onnx, declared_precision
 from cspdeploy.core.errors import InputError
-from cspdeploy.core.types import PrecisionAudit
+from cspdeploy.core.results import PrecisionAudit
 
 HEADER = '<ir_version: 8, opset_import: ["" : 18, "com.microsoft": 1]>'
 # MACs of one image: 8 * 8 * 4 * (3 * 3 * 3) + 8 * 8 * 6 * (4 * 1 * 1) + 6 * 5

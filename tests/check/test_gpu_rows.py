@@ -23,7 +23,8 @@ from cspdeploy.check.rungs import RUNTIMES_VARIABLE
 from cspdeploy.check.subject import Subject
 from cspdeploy.check.variants import Variant
 from cspdeploy.core.errors import InputError, RuntimeUnavailableError
-from cspdeploy.core.types import PlacedNode, Timing
+from cspdeploy.core.results import Timing
+from cspdeploy.core.types import PlacedNode
 from cspdeploy.report.bench import render_bench
 from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.base import SessionRequest

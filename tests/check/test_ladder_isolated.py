@@ -12,7 +12,7 @@ import pytest
 import cspdeploy.runtimes
 from cspdeploy.check import worker
 from cspdeploy.check.latency import LatencySettings
-from cspdeploy.core.types import VerifyReport
+from cspdeploy.core.results import VerifyReport
 from cspdeploy.runtimes import all_runtimes
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ import pytest
 
 from cspdeploy.check.latency import LatencySettings, gpu_settings, measure_latency, measure_rounds, noise_warning
 from cspdeploy.core.errors import CspDeployError, InputError
-from cspdeploy.core.types import Timing
+from cspdeploy.core.results import Timing
 
 QUICK = LatencySettings(min_runs=6, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0, lead_in_seconds=0.0, burst=1,
                         max_warmup_seconds=0.0)  # fmt: skip

@@ -21,7 +21,8 @@ from cspdeploy.check.subject import ONNX_FAMILY, ORIGINAL
 from cspdeploy.core.bundle import file_record, read_manifest, write_manifest
 from cspdeploy.core.datasets import LabelledImages
 from cspdeploy.core.errors import InputError, TamperedError
-from cspdeploy.core.types import Manifest, ParityRow, Regression
+from cspdeploy.core.results import ParityRow, Regression
+from cspdeploy.core.types import Manifest
 
 HERE = VerifySettings(runtimes=("ort-cpu",), latency=None, isolate=False)
 QUICK = LatencySettings(min_runs=20, min_seconds=0.0, warmup_runs=1, warmup_seconds=0.0)

@@ -17,7 +17,7 @@ from cspdeploy.check.ladder import VerifySettings, verify_bundles
 from cspdeploy.check.latency import LatencySettings
 from cspdeploy.check.repeats import DEVICE_REPEATS, check_repeats, num_repeats
 from cspdeploy.core.errors import InputError
-from cspdeploy.core.types import Verdict
+from cspdeploy.core.results import Verdict
 from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.base import Outputs
 

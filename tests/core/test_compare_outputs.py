@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from cspdeploy.core.catalog import FP32_FLOOR
 from cspdeploy.core.compare import Comparison, compare_outputs
 from cspdeploy.core.metrics import softmax
+from cspdeploy.core.results import ImageDecision, Limit
 from cspdeploy.core.tolerance import tolerance_for
-from cspdeploy.core.types import ImageDecision, Limit
 
 NAMES = ("logits",)
 NUM_IMAGES, NUM_CLASSES = 64, 10

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cspdeploy.core.results import ParityRow
 from cspdeploy.core.timings import RecordedTiming, Timings, read_timings, timings_of, write_timings
-from cspdeploy.core.types import ParityRow
 
 TIMINGS = Timings(
     machine="An Abacus", rows=(RecordedTiming(artifact="onnx", runtime="ort-cpu", p50_ms=3.5, threads=2),)

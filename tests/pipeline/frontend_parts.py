@@ -9,8 +9,8 @@ from typing import Any
 import onnx
 
 from cspdeploy.check.ladder import VerifySettings, verify_bundles
+from cspdeploy.core.results import ParityRow, VerifyReport
 from cspdeploy.core.spec import Preprocess
-from cspdeploy.core.types import ParityRow, VerifyReport
 
 U8_KINDS = ("onnx-u8", "onnx-fp16-u8", "onnx-int8-u8")
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cspdeploy.check.ladder import VerifySettings, verify_bundles
-from cspdeploy.core.types import VerifyReport
+from cspdeploy.core.results import VerifyReport
 from cspdeploy.nets.registry import NETWORKS, find_network, spec_of
 from cspdeploy.nets.weights import write_safetensors
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle

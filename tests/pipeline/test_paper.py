@@ -12,7 +12,7 @@ import torch
 from cspdeploy.check.variants import variants_of
 from cspdeploy.core.codec import from_json, to_json
 from cspdeploy.core.errors import CspDeployError, InputError, RuntimeUnavailableError
-from cspdeploy.core.types import Timing
+from cspdeploy.core.results import Timing
 from cspdeploy.nets.cost import measure_cost
 from cspdeploy.nets.registry import NETWORKS, build, find_network, spec_of
 from cspdeploy.pipeline import paper

@@ -8,8 +8,8 @@ import pytest
 
 from cspdeploy.core.bundle import check_hashes, read_manifest
 from cspdeploy.core.errors import InputError
+from cspdeploy.core.results import ParityRow, VerifyReport
 from cspdeploy.core.timings import read_timings
-from cspdeploy.core.types import ParityRow, VerifyReport
 from cspdeploy.pipeline.publish import publish_report
 
 

@@ -23,8 +23,9 @@ from cspdeploy.core.errors import InputError
 from cspdeploy.core.golden import read_golden
 from cspdeploy.core.model_folder import read_calibration
 from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.results import Timing
 from cspdeploy.core.spec import ModelSpec
-from cspdeploy.core.types import Artifact, Manifest, StepRecord, TensorInfo, Timing
+from cspdeploy.core.types import Artifact, Manifest, StepRecord, TensorInfo
 from cspdeploy.export import simplify
 from cspdeploy.nets.registry import build
 from cspdeploy.nets.weights import write_safetensors

@@ -11,7 +11,7 @@ from cspdeploy.check.profile import KernelTime, NodeTime, OperatorTime, Profile
 from cspdeploy.check.roofline import Peak, Roofline
 from cspdeploy.check.stats import EventTime
 from cspdeploy.check.sweep import Copies, SweepCell
-from cspdeploy.core.types import ColdStart, MemoryUse, Timing
+from cspdeploy.core.results import ColdStart, MemoryUse, Timing
 from cspdeploy.report.bench import render_bench
 
 FIRST = Timing(

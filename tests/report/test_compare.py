@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from cspdeploy.cli.render import NARROWEST_TABLE, print_renderable
-from cspdeploy.core.types import Timing
+from cspdeploy.core.results import Timing
 from cspdeploy.pipeline.claims import CLAIMS, Claim
 from cspdeploy.pipeline.compare import ComparedSide, CompareReport, Quantity, Regime
 from cspdeploy.pipeline.pair_latency import LatencyRow

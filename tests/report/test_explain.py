@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cspdeploy.core.types import Limit, ParityRow, Repeats, VerifyReport
+from cspdeploy.core.results import Limit, ParityRow, Repeats, VerifyReport
 from cspdeploy.report.explain import render_explain
 from cspdeploy.report.sessions import tf32_words
 

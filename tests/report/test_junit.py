@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from cspdeploy.core.types import ParityRow, Regression, Repeats, Timing, VerifyReport
+from cspdeploy.core.results import ParityRow, Regression, Repeats, Timing, VerifyReport
 from cspdeploy.report.junit import junit_xml
 
 TIMING = Timing(p50_ms=2.0, ci_low_ms=1.9, ci_high_ms=2.1, num_runs=30, verdict="faster", ratio=1.5, samples_ms=(2.0,))

@@ -18,9 +18,9 @@ from cspdeploy.check.latency import LatencySettings
 from cspdeploy.check.lint import LintReport, lint_file
 from cspdeploy.check.loose_file import file_subject
 from cspdeploy.core.codec import to_json
+from cspdeploy.core.results import Regression, VerifyReport
 from cspdeploy.core.schema import json_schema
 from cspdeploy.core.targets import TARGETS
-from cspdeploy.core.types import Regression, VerifyReport
 from cspdeploy.pipeline.reproduce import ReproduceReport
 
 FOLDER = Path(cspdeploy.report.__file__).parent

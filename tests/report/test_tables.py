@@ -8,16 +8,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from cspdeploy.cli.render import NARROWEST_TABLE, print_renderable
-from cspdeploy.core.types import (
-    ColdStart,
-    Limit,
-    MemoryUse,
-    ParityRow,
-    PlacedNode,
-    Regression,
-    Timing,
-    VerifyReport,
-)
+from cspdeploy.core.results import ColdStart, Limit, MemoryUse, ParityRow, Regression, Timing, VerifyReport
+from cspdeploy.core.types import PlacedNode
 from cspdeploy.report.tables import UNTRAINED, format_bytes, render_verify
 
 BUNDLE = "exported/cspdarknet53"

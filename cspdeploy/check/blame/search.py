@@ -26,8 +26,8 @@ from cspdeploy.check.blame.sketch import distance
 from cspdeploy.core.catalog import INT8_LIMIT
 from cspdeploy.core.metrics import sqnr_db
 from cspdeploy.core.quantised import count_quantised
+from cspdeploy.core.results import LayerCurve, LayerError
 from cspdeploy.core.trace import TraceSource
-from cspdeploy.core.types import LayerCurve, LayerError
 from cspdeploy.runtimes.ort_graph import write_optimised
 
 __all__ = ["blame", "layer_curve"]

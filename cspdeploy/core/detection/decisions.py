@@ -15,7 +15,7 @@ from cspdeploy.core.detection.boxes import Boxes
 from cspdeploy.core.detection.match import MATCH_IOU, MATCH_SCORE, match_boxes
 from cspdeploy.core.detection.near_ties import Candidates, Change, Ties, excuse, own_candidates
 from cspdeploy.core.detection.spec import SCORES_OUTPUT, Suppression
-from cspdeploy.core.types import ImageBoxes, Limit
+from cspdeploy.core.results import ImageBoxes, Limit
 
 __all__ = ["SCORE_GAIN", "BoxDecisions", "Candidates", "Ties", "decide_boxes", "detector_limits", "ties_for"]
 

@@ -22,7 +22,7 @@ from cspdeploy.core.detection.near_ties import Candidates, Ties, safe_iou
 from cspdeploy.core.detection.postprocess import candidates_of
 from cspdeploy.core.detection.rows import form_of_rows
 from cspdeploy.core.detection.spec import BOXES_OUTPUT, SCORES_OUTPUT, Decode, Detection
-from cspdeploy.core.types import Limit
+from cspdeploy.core.results import Limit
 
 __all__ = ["compare_detector", "heads_of"]
 

@@ -13,7 +13,8 @@ import numpy as np
 from cspdeploy.core.detection.boxes import Boxes, to_picture
 from cspdeploy.core.detection.postprocess import find_boxes
 from cspdeploy.core.golden import Golden
-from cspdeploy.core.types import Manifest, ParityRow
+from cspdeploy.core.results import ParityRow
+from cspdeploy.core.types import Manifest
 from cspdeploy.report.html.images import MAX_IMAGES, image_data_uri
 from cspdeploy.report.html.markup import Markup, join, percent_text, tag
 from cspdeploy.report.html.rows import row_name

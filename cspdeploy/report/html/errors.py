@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cspdeploy.core.types import LayerCurve, LayerError, ParityRow
+from cspdeploy.core.results import LayerCurve, LayerError, ParityRow
 from cspdeploy.report.html.markup import Column, Markup, join, scientific, table, tag
 from cspdeploy.report.html.rows import row_name
 from cspdeploy.report.html.svg import Axis, Placer, artifact_class, figure, line, svg, text, tick_text

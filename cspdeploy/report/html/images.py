@@ -13,7 +13,8 @@ from PIL import Image
 
 from cspdeploy.core.golden import Golden
 from cspdeploy.core.metrics import softmax, top_k
-from cspdeploy.core.types import Manifest, ParityRow
+from cspdeploy.core.results import ParityRow
+from cspdeploy.core.types import Manifest
 from cspdeploy.report.html.markup import Column, Markup, join, percent_text, table, tag
 from cspdeploy.report.html.rows import row_name
 

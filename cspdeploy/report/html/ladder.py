@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from cspdeploy.core.catalog import EAGER
+from cspdeploy.core.results import ParityRow, Regression
 from cspdeploy.core.sizes import base_kind
-from cspdeploy.core.types import Manifest, ParityRow, Regression
+from cspdeploy.core.types import Manifest
 from cspdeploy.report.html.latency import speed_words
 from cspdeploy.report.html.markup import Column, Markup, bytes_text, join, ms_text, percent_text, scientific, table, tag
 from cspdeploy.report.html.rows import PREPROCESS, VERDICT_WORDS, artifact_rows, mark, row_name, verdict_kind

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cspdeploy.core.types import ParityRow, Timing
+from cspdeploy.core.results import ParityRow, Timing
 from cspdeploy.report.html.markup import Column, Markup, bytes_text, join, ms_text, table, tag
 from cspdeploy.report.html.rows import row_name
 from cspdeploy.report.html.svg import Axis, artifact_class, figure, line, svg, text, text_width_px, tick_text

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from cspdeploy.core.types import Artifact, Manifest, ParityRow, PrecisionAudit, StepRecord, VerifyReport
+from cspdeploy.core.results import ParityRow, PrecisionAudit, VerifyReport
+from cspdeploy.core.types import Artifact, Manifest, StepRecord
 from cspdeploy.report.html.markup import Column, Markup, bytes_text, join, percent_text, table, tag
 from cspdeploy.report.html.rows import artifact_rows, mark, row_name
 from cspdeploy.report.int8 import front_rows, int8_lines, tried_rows

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from cspdeploy.core.golden import Golden
 from cspdeploy.core.model_folder import write_text
+from cspdeploy.core.results import LayerCurve, ParityRow, VerifyReport
 from cspdeploy.core.sizes import contract_of, size_of, sizes_of
-from cspdeploy.core.types import Artifact, Frontend, LayerCurve, Manifest, ParityRow, VerifyReport
+from cspdeploy.core.types import Artifact, Frontend, Manifest
 from cspdeploy.report.html.boxes import box_cards, box_words
 from cspdeploy.report.html.errors import curve_chart, curve_tables, histogram_chart
 from cspdeploy.report.html.images import MAX_IMAGES, disagreements, image_cards, image_table, reference_of

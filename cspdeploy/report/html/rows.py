@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from cspdeploy.core.results import ParityRow, VerifyReport
 from cspdeploy.core.sizes import Size, base_kind, size_of
-from cspdeploy.core.types import ParityRow, VerifyReport
 from cspdeploy.report.html.markup import Markup, join, tag
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cspdeploy.core.types import ParityRow
+from cspdeploy.core.results import ParityRow
 from cspdeploy.report.html.markup import Column, Markup, join, ms_text, scientific, table, tag
 from cspdeploy.report.html.rows import artifact_rows, row_name
 from cspdeploy.report.sessions import session_lines

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cspdeploy.core.types import ParityRow
+from cspdeploy.core.results import ParityRow
 from cspdeploy.report.html.markup import Markup, bytes_text, join, ms_text, percent_text, tag
 from cspdeploy.report.html.rows import row_name
 from cspdeploy.report.html.svg import Axis, Placer, artifact_class, figure, line, svg, text, tick_text

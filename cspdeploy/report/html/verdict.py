@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cspdeploy.core.catalog import EAGER
+from cspdeploy.core.results import ParityRow, VerifyReport
 from cspdeploy.core.sizes import base_kind, sizes_of
-from cspdeploy.core.types import Manifest, ParityRow, VerifyReport
+from cspdeploy.core.types import Manifest
 from cspdeploy.report.html.markup import Markup, bytes_text, ms_text, percent_text, tag
 from cspdeploy.report.html.rows import VERDICT_WORDS, artifact_rows, mark, row_name
 

@@ -27,7 +27,7 @@ from cuda_result import (  # noqa: E402
 from cuda_table import NO_CUDA, markdown  # noqa: E402
 
 from cspdeploy.core.errors import InputError  # noqa: E402
-from cspdeploy.core.types import Timing  # noqa: E402
+from cspdeploy.core.results import Timing  # noqa: E402
 from cspdeploy.pipeline.claims import CLAIMS  # noqa: E402
 from cspdeploy.pipeline.pair_latency import LatencyRow  # noqa: E402
 from cspdeploy.pipeline.paper import judge_time  # noqa: E402

@@ -12,20 +12,19 @@ import pytest
 from cspdeploy.core.bundle import read_manifest
 from cspdeploy.core.golden import Golden, read_golden
 from cspdeploy.core.metrics import softmax
-from cspdeploy.core.types import (
+from cspdeploy.core.results import (
     ColdStart,
     ImageDecision,
     LayerCurve,
     LayerError,
     Limit,
-    Manifest,
     MemoryUse,
     ParityRow,
-    PlacedNode,
     PrecisionAudit,
     Timing,
     VerifyReport,
-)  # fmt: skip
+)
+from cspdeploy.core.types import Manifest, PlacedNode
 
 MakeReport = Callable[[Path, Manifest, Golden], VerifyReport]
 

@@ -16,7 +16,7 @@ import detectors
 from cspdeploy.check.ladder import VerifySettings, verify_bundles
 from cspdeploy.core.bundle import read_manifest
 from cspdeploy.core.golden import read_golden
-from cspdeploy.core.types import ImageBoxes, VerifyReport
+from cspdeploy.core.results import ImageBoxes, VerifyReport
 from cspdeploy.report.html.boxes import reference_boxes
 from cspdeploy.report.html.page import render_report
 from cspdeploy.report.tables import render_verify

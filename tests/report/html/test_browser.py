@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from cspdeploy.core.golden import Golden
-from cspdeploy.core.types import LayerCurve, Manifest, VerifyReport
+from cspdeploy.core.results import LayerCurve, VerifyReport
+from cspdeploy.core.types import Manifest
 from cspdeploy.report.html import render_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from cspdeploy.core.golden import Golden
-from cspdeploy.core.types import ImageDecision, Manifest, ParityRow, VerifyReport
+from cspdeploy.core.results import ImageDecision, ParityRow, VerifyReport
+from cspdeploy.core.types import Manifest
 from cspdeploy.report.html.images import (
     disagreements,
     image_cards,

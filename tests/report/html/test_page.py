@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cspdeploy.core.golden import Golden
-from cspdeploy.core.types import LayerCurve, Manifest, Regression, Repeats, StepRecord, Verdict, VerifyReport
+from cspdeploy.core.results import LayerCurve, Regression, Repeats, Verdict, VerifyReport
+from cspdeploy.core.types import Manifest, StepRecord
 from cspdeploy.report.html import render_report, write_report
 from cspdeploy.report.html.rows import VERDICT_WORDS
 

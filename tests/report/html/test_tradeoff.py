@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from cspdeploy.core.types import VerifyReport
+from cspdeploy.core.results import VerifyReport
 from cspdeploy.report.html.tradeoff import Choice, frontier, list_choices, tradeoff_chart
 
 

@@ -16,8 +16,9 @@ from PIL import Image
 
 from cspdeploy.core.golden import Golden
 from cspdeploy.core.preprocess import preprocess
+from cspdeploy.core.results import VerifyReport
 from cspdeploy.core.spec import Preprocess
-from cspdeploy.core.types import Artifact, Manifest, TensorInfo, VerifyReport
+from cspdeploy.core.types import Artifact, Manifest, TensorInfo
 from cspdeploy.report.html import render_report
 from cspdeploy.report.html.usage import cpp_snippet, node_snippet, python_snippet
 
