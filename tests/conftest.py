@@ -172,6 +172,23 @@ def tiny_bundle(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return made_once(tmp_path_factory, "exported", make)
 
 
+@pytest.fixture
+def process_settings() -> Iterator[None]:
+    """TF32 and cuDNN's search are settings of the whole process: what a test makes of them is put back."""
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    parts: list[Any] = [torch.backends, matmul, cudnn, cudnn.conv, cudnn.rnn]
+    words, flags, benchmark = (
+        [part.fp32_precision for part in parts], (cudnn.allow_tf32, matmul.allow_tf32), cudnn.benchmark
+    )  # fmt: skip
+    yield
+    cudnn.allow_tf32, matmul.allow_tf32 = flags
+    for part, word in zip(parts, words, strict=True):
+        part.fp32_precision = word
+    cudnn.benchmark = benchmark
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == flags
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What INT8 exports remember between runs stays out of the user's home."""

@@ -142,3 +142,20 @@ def test_table_of_networks_names_those_of_the_registry() -> None:
         start, _, rest = word.partition("{")
         names += [start + part + rest.partition("}")[2] for part in rest.partition("}")[0].split(",")]
     assert sorted(name for name in names if name != "-omega") == sorted(NETWORKS)
+
+
+def test_commands_for_a_gpu_say_that_there_is_none(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Never an answer of the CPU in its place. Where there is a GPU, `make test-cuda` is what runs them."""
+    monkeypatch.chdir(place)
+    found = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+    asked = [words[1:] for words in found if words[0] == "cspdeploy" and "--runtime" in words]
+    assert {words[0] for words in asked} == {"verify", "bench", "compare"}
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    for words in asked:
+        assert main(words) == 3, shlex.join(words)
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert told.err.splitlines()[-2].startswith("error: --runtime torch-cuda: ")

@@ -216,7 +216,7 @@ def _regimes(result: Any) -> list[RenderableType]:
     table = compact_table(f"{claim.text}: {_measured_of(claim)} px, regime by regime")
     table.add_column("regime", overflow="fold")
     names = ["batch", f"{claim.baseline} ms", f"{claim.network} ms", "change (95 %)"]
-    for name in [*names, *(["between events, ms", "change"] if on_device else [])]:
+    for name in [*names, *(["events, ms", "change"] if on_device else [])]:
         table.add_column(name, justify="right")
     table.add_column("verdict")
     for one in result.regimes:

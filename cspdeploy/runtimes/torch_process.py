@@ -11,7 +11,7 @@ from cspdeploy.runtimes.base import SessionRequest
 from cspdeploy.runtimes.cuda_driver import driver_version
 from cspdeploy.runtimes.tf32 import override_setting
 
-__all__ = ["keep_process", "set_process", "settings_of"]
+__all__ = ["float32_parts", "keep_process", "set_process", "set_tf32", "settings_of"]
 
 _in_force: list[tuple[bool, str]] = []
 """TF32 and search of the session that set the process last; empty before the first."""
@@ -25,13 +25,20 @@ def set_process(request: SessionRequest) -> None:
     """
     if request.cuda.conv_search == "default":
         raise InputError("PyTorch has no convolution search 'default', expected 'heuristic' or 'exhaustive'")
-    parts = _float32_parts()
-    for part in parts.values():
-        part.fp32_precision = "tf32" if request.tf32 else "ieee"
-    if not parts:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = request.tf32
+    set_tf32(request.tf32)
     torch.backends.cudnn.benchmark = request.cuda.conv_search == "exhaustive"
     _in_force[:] = [(request.tf32, request.cuda.conv_search)]
+
+
+def set_tf32(allowed: bool) -> None:
+    """Of matrix products and convolutions, by both names that PyTorch has for it from 2.9 on.
+
+    The flags alone leave a part to `torch.backends.fp32_precision`, which may be "tf32". The precisions alone make it
+    raise where a flag is read that does not agree, as torch.export and torch.compile do.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    for part in float32_parts().values():
+        part.fp32_precision = "tf32" if allowed else "ieee"
 
 
 def keep_process(request: SessionRequest) -> None:
@@ -43,12 +50,8 @@ def keep_process(request: SessionRequest) -> None:
         set_process(request)
 
 
-def _float32_parts() -> dict[str, Any]:
-    """What has a precision of float32 of its own, by name; empty before PyTorch 2.9, which has two flags instead.
-
-    The flags are no substitute where both exist: set to False they leave a part to `torch.backends.fp32_precision`,
-    which may be "tf32", and to read them may then raise.
-    """
+def float32_parts() -> dict[str, Any]:
+    """What has a precision of float32 of its own, by name; empty before PyTorch 2.9, which has two flags instead."""
     cudnn: Any = torch.backends.cudnn
     if not hasattr(getattr(cudnn, "conv", None), "fp32_precision"):
         return {}
@@ -56,7 +59,7 @@ def _float32_parts() -> dict[str, Any]:
 
 
 def _tf32_settings() -> dict[str, str]:
-    parts = _float32_parts()
+    parts = float32_parts()
     found = {name: part.fp32_precision == "tf32" for name, part in parts.items()} or {
         "matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32
     }  # fmt: skip

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
+
+from cspdeploy.runtimes.torch_process import float32_parts, set_tf32
 
 __all__ = ["autocast", "choose_dtype", "device_of", "fast_kernels", "make_scaler", "true_float32"]
 
@@ -69,22 +70,15 @@ def true_float32(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _tf32(*, allowed: bool) -> Iterator[None]:
-    """Of convolutions and matrix products, for the time; settings of the process, which are put back.
-
-    From PyTorch 2.9 on each has two names, the flags and `fp32_precision`, and to read a flag raises where the two do
-    not agree. Both are set: what reads either is told the same.
-    """
-    backends: Any = torch.backends  # which the stubs know in part
-    cudnn, matmul = backends.cudnn, backends.cuda.matmul
-    parts = [cudnn.conv, cudnn.rnn, matmul] if hasattr(matmul, "fp32_precision") else []
+    """Of convolutions and matrix products, for the time; settings of the process, which are put back."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    parts = list(float32_parts().values())
     words = [part.fp32_precision for part in parts]
     try:
         flags = cudnn.allow_tf32, matmul.allow_tf32
-    except RuntimeError:  # whoever uses this as a library has set the other name
+    except RuntimeError:  # whoever uses this as a library has set the precisions alone
         flags = None
-    cudnn.allow_tf32 = matmul.allow_tf32 = allowed
-    for part in parts:
-        part.fp32_precision = "tf32" if allowed else "ieee"
+    set_tf32(allowed)
     try:
         yield
     finally:

@@ -74,6 +74,7 @@ def _bench(subject: Subject, *runtimes: str, **changes: Any) -> Any:
 # --- a kernel that crashes the GPU ---
 
 
+@pytest.mark.usefixtures("process_settings")
 @pytest.mark.parametrize("isolate", [False, True])
 def test_kernel_that_crashes_the_gpu_fails_its_row_and_no_other(
     make_mean_bundle: Callable[[int], Path], isolate: bool, ladder: Any

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -18,9 +19,10 @@ from cspdeploy.core.errors import InputError, RuntimeUnavailableError, TamperedE
 from cspdeploy.core.golden import Golden, read_golden
 from cspdeploy.core.metrics import relative_l2, softmax
 from cspdeploy.core.types import Frontend
-from cspdeploy.edge import Predictor
+from cspdeploy.edge import Predictor, opening
 from cspdeploy.export import simplify
 from cspdeploy.pipeline.recipe import ExportRequest, export_bundle
+from cspdeploy.runtimes import all_runtimes
 from cspdeploy.runtimes.ort import OrtSession
 
 MakeBundle = Callable[..., Path]
@@ -247,7 +249,8 @@ def test_provider_that_did_not_take_the_work(tiny_bundle: Path, monkeypatch: pyt
     """The engine says that it has CUDA, opens without a word, and computes on the CPU."""
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this engine has CUDA")
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    cuda = dataclasses.replace(all_runtimes()["ort-cuda"], missing=lambda: None)
+    monkeypatch.setattr(opening, "require_runtime", {"ort-cuda": cuda}.__getitem__)
     with (
         pytest.warns(UserWarning, match="Specified provider"),
         pytest.raises(RuntimeUnavailableError, match="the session runs on CPU") as caught,

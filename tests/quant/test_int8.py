@@ -127,9 +127,9 @@ def test_placement_without_an_engine_here_is_unproven(tmp_path: Path) -> None:
     record = make(tmp_path)
     assert record.outcome == "done"
     assert " simulated (12 held-out images); " in record.detail
-    assert "(not proven: no engine for tensorrt here)" in record.detail
+    assert "(not proven: nothing here runs tensorrt; where it is: cspdeploy verify" in record.detail
     assert (record.facts["runtime"], record.facts["operators_on_engine"]) == ("", {})
-    assert record.facts["unproven"] == "no engine for tensorrt here"
+    assert record.facts["unproven"].startswith("nothing here runs tensorrt; ")
 
 
 @pytest.mark.usefixtures("x86")

@@ -113,7 +113,8 @@ def test_precisions_of_a_file(tmp_path: Path) -> None:
 
 
 def test_tf32_of_a_process_that_has_begun_with_the_other_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TF32_VARIABLE, raising=False)
+    monkeypatch.setenv(TF32_VARIABLE, "")  # so that it is put back
+    monkeypatch.delenv(TF32_VARIABLE)
     monkeypatch.setattr("cspdeploy.runtimes.ort_tensorrt.loaded_libraries", dict)
     set_tf32(allowed=False)
     assert os.environ[TF32_VARIABLE] == "0"

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -143,18 +142,6 @@ def test_files_are_run_as_they_are(tiny_bundle: Path, cuda: CudaOptions) -> None
     refuse_variants(SessionRequest(path=Path("x"), cuda=CudaOptions(device=3)), what="a file")
 
 
-@pytest.fixture
-def process_settings() -> Iterator[None]:
-    cudnn: Any = torch.backends.cudnn
-    matmul = torch.backends.cuda.matmul
-    parts: list[Any] = [torch.backends, matmul, cudnn, cudnn.conv, cudnn.rnn]
-    before = [part.fp32_precision for part in parts], cudnn.benchmark
-    yield
-    for part, precision in zip(parts, before[0], strict=True):
-        part.fp32_precision = precision
-    cudnn.benchmark = before[1]
-
-
 @pytest.mark.usefixtures("process_settings")
 @pytest.mark.parametrize("outside", ["none", "tf32"])
 @pytest.mark.parametrize("tf32", [False, True])
@@ -169,6 +156,8 @@ def test_tf32_and_search_are_as_asked_and_read_back(tf32: bool, outside: str) ->
     found = settings_of(request)
     names = ("use_tf32_matmul", "use_tf32_cudnn", "use_tf32_rnn", "cudnn_benchmark")
     assert [found[name] for name in names] == [*[str(int(tf32))] * 3, "1"]
+    # The flags of old are read by torch.export and torch.compile, and raise where they do not agree.
+    assert (cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (tf32, tf32)
     set_process(dataclasses.replace(request, cuda=CudaOptions()))
     assert torch.backends.cudnn.benchmark is False
     with pytest.raises(InputError, match="no convolution search 'default'"):
@@ -254,6 +243,7 @@ def test_kernels_and_their_operators_are_counted_once() -> None:
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
 
 
+@pytest.mark.usefixtures("process_settings")
 def test_memory_is_given_back_when_nothing_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the inputs of the run that failed, nor what other calls of the session have bound."""
     placed: list[weakref.ref[Any]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ def _flags() -> tuple[bool, bool]:
     return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 
 
+@pytest.mark.usefixtures("process_settings")
 def test_tf32_is_for_training_and_not_for_what_is_kept() -> None:
     before, benchmark = _flags(), torch.backends.cudnn.benchmark
     with fast_kernels(GPU):
@@ -41,22 +42,12 @@ def test_a_cpu_has_none_of_it(setting: Callable[[torch.device], object]) -> None
         assert (_flags(), torch.backends.cudnn.benchmark) == before
 
 
-@pytest.fixture
-def other_names() -> Iterator[list[Any]]:
-    """The same settings by the names that PyTorch 2.9 gave them; the process has its own again afterwards."""
-    named = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul, torch.backends]
-    flags, words = _flags(), [each.fp32_precision for each in named]
-    yield named
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = flags
-    for each, word in zip(named, words, strict=True):
-        each.fp32_precision = word
-    assert _flags() == flags
-
-
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="before PyTorch 2.9")
-def test_settings_by_their_other_name_are_no_hindrance(other_names: list[Any]) -> None:
+@pytest.mark.usefixtures("process_settings")
+def test_settings_by_their_other_name_are_no_hindrance() -> None:
     """To read a flag raises then."""
-    conv, rnn, matmul, whole = other_names
+    whole: Any = torch.backends
+    conv, rnn, matmul = whole.cudnn.conv, whole.cudnn.rnn, whole.cuda.matmul
     whole.fp32_precision = "tf32"
     conv.fp32_precision, matmul.fp32_precision = "ieee", "tf32"
     with pytest.raises(RuntimeError):
