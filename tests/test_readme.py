@@ -158,4 +158,4 @@ def test_commands_for_a_gpu_say_that_there_is_none(
         assert main(words) == 3, shlex.join(words)
         told = capsys.readouterr()
         assert told.out == ""
-        assert told.err.splitlines()[-2].startswith("error: --runtime torch-cuda: ")
+        assert told.err.splitlines()[-2].startswith("error: --runtime ")

@@ -197,7 +197,7 @@ def missing_torch(device: str) -> tuple[str, str] | None:
         except (ImportError, OSError) as error:
             return f"torch cannot be imported ({str(error)[:120]})", "install torch again"
         if torch.version.cuda is None:
-            return "this torch is built without CUDA", "install a CUDA build of torch"
+            return "this torch is built without CUDA", "pip uninstall -y torch && pip install torch"
         problem = find_driver_problem(torch.version.cuda)
         if problem is not None:
             return problem
