@@ -60,7 +60,7 @@ demo: setup
 
 test: lint
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	@echo "== ruff check"

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import cspdeploy.check.rungs
+import cspdeploy.check.subject_check
 from cspdeploy.check.latency import LatencySettings
 from cspdeploy.check.placement import find_placement, strict_problem
 from cspdeploy.check.placement_reasons import shape_nodes, why_elsewhere
@@ -63,6 +64,8 @@ def cuda_like(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[SessionRequ
 
         runtime = dataclasses.replace(all_runtimes()["ort-cuda"], missing=lambda: None, open=open_)
         monkeypatch.setattr(cspdeploy.check.rungs, "require_runtime", lambda name: runtime)
+        # No clock ramps up here, and what a GPU needs to be timed takes a minute.
+        monkeypatch.setattr(cspdeploy.check.subject_check, "gpu_settings", lambda settings: settings)
         return requests
 
     return install
