@@ -52,6 +52,19 @@ class _CudaLike:
 
 
 @pytest.fixture
+def timed_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[LatencySettings]:
+    """Settings that would have been changed for a GPU. No clock ramps up here, and what a GPU needs takes a minute."""
+    asked: list[LatencySettings] = []
+
+    def note(settings: LatencySettings) -> LatencySettings:
+        asked.append(settings)
+        return settings
+
+    monkeypatch.setattr(cspdeploy.check.subject_check, "gpu_settings", note)
+    return asked
+
+
+@pytest.fixture
 def cuda_like(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[SessionRequest]]:
     """`cuda_like(*nodes, num_copies=0)`: the one runtime "ort-cuda" has that record; gives the requests it got."""
 
@@ -64,8 +77,6 @@ def cuda_like(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[SessionRequ
 
         runtime = dataclasses.replace(all_runtimes()["ort-cuda"], missing=lambda: None, open=open_)
         monkeypatch.setattr(cspdeploy.check.rungs, "require_runtime", lambda name: runtime)
-        # No clock ramps up here, and what a GPU needs to be timed takes a minute.
-        monkeypatch.setattr(cspdeploy.check.subject_check, "gpu_settings", lambda settings: settings)
         return requests
 
     return install
@@ -138,7 +149,9 @@ def test_everything_on_the_cpu_is_where_it_was_asked_to_be(tiny_bundle: Path, la
 # --- TF32 ---
 
 
-def test_verdict_without_tf32_and_speed_with_it(tiny_bundle: Path, cuda_like: Any, ladder: Any) -> None:
+def test_verdict_without_tf32_and_speed_with_it(
+    tiny_bundle: Path, cuda_like: Any, ladder: Any, timed_as_a_gpu: list[LatencySettings]
+) -> None:
     requests = cuda_like(CONV)
     row = ladder.row(ladder.verify(tiny_bundle, "ort-cuda", latency=SHORT), "onnx", "ort-cuda")
     assert [request.tf32 for request in requests if request.path.name == "tiny.onnx"] == [False, True]
@@ -146,15 +159,20 @@ def test_verdict_without_tf32_and_speed_with_it(tiny_bundle: Path, cuda_like: An
     assert row.rel_l2 < 1e-5
     assert row.tf32_rel_l2 == pytest.approx(1e-3, rel=1e-2)
     assert row.timing is not None
+    assert timed_as_a_gpu == [SHORT]
 
 
-def test_no_tf32_where_nothing_is_timed_and_on_the_cpu(tiny_bundle: Path, cuda_like: Any, ladder: Any) -> None:
+def test_no_tf32_where_nothing_is_timed_and_on_the_cpu(
+    tiny_bundle: Path, cuda_like: Any, ladder: Any, timed_as_a_gpu: list[LatencySettings]
+) -> None:
     assert ladder.row(ladder.verify(tiny_bundle, "ort-cpu", latency=SHORT), "onnx", "ort-cpu").tf32_rel_l2 is None
+    assert timed_as_a_gpu == []
     requests = cuda_like(CONV)
     assert ladder.row(ladder.verify(tiny_bundle, "ort-cuda"), "onnx", "ort-cuda").tf32_rel_l2 is None
     assert not any(request.tf32 for request in requests)
 
 
+@pytest.mark.usefixtures("timed_as_a_gpu")
 def test_default_repeats_settings_and_the_gpu_that_was_asked_for(
     tiny_bundle: Path, cuda_like: Any, ladder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
