@@ -60,7 +60,7 @@ demo: setup
 
 test: lint
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup
 	@echo "== ruff check"
