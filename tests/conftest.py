@@ -66,11 +66,6 @@ def pytest_report_header() -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """README's commands take the longest of all: begun last, they would keep one core busy and the others waiting."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
-
-
 @pytest.fixture
 def check_golden(pytestconfig: pytest.Config) -> Callable[[str, str], None]:
     """`check_golden("help/export.txt", text)`: `text` is what that file of tests/golden holds."""

@@ -247,5 +247,6 @@ def train_detector(
             spec, recipe, training.num_batches(training=True), data=describe_data(training.data, testing.data),
             workers=workers,
         )  # fmt: skip
-    run_epochs(trainer, training=training, testing=testing, checkpoint=checkpoint, resume=resume, progress=progress)
-    return TrainedRun(trainer.average.eval(), trainer.curve, trainer.places)
+    return run_epochs(
+        trainer, training=training, testing=testing, checkpoint=checkpoint, resume=resume, progress=progress
+    )  # fmt: skip

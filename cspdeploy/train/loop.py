@@ -123,8 +123,9 @@ def train(
     """
     with explained(workers, batch=recipe.batch, kept=False):
         trainer = _NetworkTrainer(spec, recipe, training.num_batches(training=True), workers=workers)
-    run_epochs(trainer, training=training, testing=testing, checkpoint=checkpoint, resume=resume, progress=progress)
-    return TrainedRun(trainer.average.eval(), trainer.curve, trainer.places)
+    return run_epochs(
+        trainer, training=training, testing=testing, checkpoint=checkpoint, resume=resume, progress=progress
+    )  # fmt: skip
 
 
 def run_epochs(
@@ -135,7 +136,7 @@ def run_epochs(
     checkpoint: Path,
     resume: bool,
     progress: Progress,
-) -> None:
+) -> TrainedRun:
     """Train to the end of the recipe.
 
     After each epoch the whole state goes to `checkpoint`, written beside and renamed, so an interruption loses at
@@ -166,6 +167,7 @@ def run_epochs(
         if workers.is_first:
             _write_checkpoint(checkpoint, trainer.state())
         progress(f"epoch {epoch + 1}/{recipe.epochs} done, {_headline(found)}", 1, 1)
+    return TrainedRun(trainer.average.eval(), trainer.curve, trainer.places)
 
 
 def _train_epoch(trainer: Trainer, training: Batches, epoch: int, progress: Progress) -> list[float]:
